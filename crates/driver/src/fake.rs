@@ -1,0 +1,7 @@
+//! skeleton
+/// skeleton
+#[derive(Debug, Default)]
+pub struct FakeDriver;
+/// skeleton
+#[derive(Debug, Default)]
+pub struct FakeFaults;

@@ -1,0 +1,286 @@
+//! The port to whatever keeps sandboxes.
+//!
+//! A driver makes, pauses, resumes, commits and destroys sandboxes and opens operations inside them. It decides nothing: what
+//! is made, for whom and for how long is `control`'s. Everything it is asked to do is safe to ask again.
+
+pub mod contract;
+mod fake;
+
+pub use fake::{FakeDriver, FakeFaults};
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use sandbank_agent_protocol::{ClientError, Connection, Metrics, Request};
+use sandbank_model::{DriverHandle, Image, ImageConfig, Layer, SandboxId, SandboxSpec};
+use tokio::sync::mpsc;
+
+/// What a driver can do. What it cannot is refused with [`DriverError::Unsupported`], never silently skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// Freeze and thaw.
+    Pause,
+    /// Processes inside.
+    Exec,
+    /// Files inside.
+    Files,
+    /// Ports inside.
+    Ports,
+    /// Counters.
+    Metrics,
+    /// The file system as an image.
+    Commit,
+    /// Import root filesystems.
+    ImportImage,
+    /// Enforce the memory limit.
+    MemoryLimit,
+    /// Enforce the CPU limit.
+    CpuLimit,
+    /// Enforce the limit of processes.
+    PidsLimit,
+    /// Enforce the disk limit.
+    DiskLimit,
+}
+
+impl Capability {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Pause,
+        Self::Exec,
+        Self::Files,
+        Self::Ports,
+        Self::Metrics,
+        Self::Commit,
+        Self::ImportImage,
+        Self::MemoryLimit,
+        Self::CpuLimit,
+        Self::PidsLimit,
+        Self::DiskLimit,
+    ];
+
+    /// The word for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Exec => "exec",
+            Self::Files => "files",
+            Self::Ports => "ports",
+            Self::Metrics => "metrics",
+            Self::Commit => "commit",
+            Self::ImportImage => "image import",
+            Self::MemoryLimit => "memory limit",
+            Self::CpuLimit => "cpu limit",
+            Self::PidsLimit => "pids limit",
+            Self::DiskLimit => "disk limit",
+        }
+    }
+}
+
+/// A set of capabilities.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities(Vec<Capability>);
+
+impl Capabilities {
+    /// Exactly these.
+    #[must_use]
+    pub fn of(list: impl IntoIterator<Item = Capability>) -> Self {
+        Self(list.into_iter().collect())
+    }
+
+    /// Whether it is among them.
+    #[must_use]
+    pub fn has(&self, capability: Capability) -> bool {
+        self.0.contains(&capability)
+    }
+
+    /// Refuses what is not among them.
+    pub fn require(&self, capability: Capability) -> Result<(), DriverError> {
+        if self.has(capability) { Ok(()) } else { Err(DriverError::Unsupported { capability }) }
+    }
+}
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// This driver, on this machine, cannot do that.
+    #[error("this driver cannot do {}", .capability.as_str())]
+    Unsupported {
+        /// What.
+        capability: Capability,
+    },
+    /// There is no such sandbox (any more).
+    #[error("sandbox {id} does not exist on this machine")]
+    Gone {
+        /// Which.
+        id: SandboxId,
+    },
+    /// The image is not there, or its layers are not.
+    #[error("image {image} is not on this machine: {detail}")]
+    ImageMissing {
+        /// Which.
+        image: String,
+        /// What exactly is missing.
+        detail: String,
+    },
+    /// What was handed in cannot be used: an archive that is broken or escapes its directory.
+    #[error("{what}")]
+    Invalid {
+        /// For people.
+        what: String,
+    },
+    /// The machine has not enough of something.
+    #[error("the machine is out of {what}: {detail}")]
+    Exhausted {
+        /// "disk space", "processes", "memory", "file descriptors", "user id ranges".
+        what: &'static str,
+        /// For people.
+        detail: String,
+    },
+    /// It did not answer in time.
+    #[error("{what} did not answer within {waited_ms} ms")]
+    TimedOut {
+        /// "the agent", "the launcher".
+        what: &'static str,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// The agent refused the operation, died or talked nonsense.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// Anything else, with the step that failed.
+    #[error("{step}: {detail}")]
+    Failed {
+        /// What was being done: "mount the root file system".
+        step: String,
+        /// What the kernel or the peer said.
+        detail: String,
+    },
+}
+
+/// A sandbox to make.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// Its id.
+    pub id: SandboxId,
+    /// What it is made of.
+    pub spec: SandboxSpec,
+    /// The image that `spec.image` resolved to.
+    pub image: Image,
+}
+
+/// A sandbox that exists: its id and the driver's own note on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Id.
+    pub id: SandboxId,
+    /// The note that `create` returned.
+    pub handle: &'a DriverHandle,
+}
+
+/// A sandbox that ended, or something inside that the host should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverEvent {
+    /// Its first process ended although nobody asked.
+    Ended {
+        /// Which.
+        id: SandboxId,
+        /// The kernel killed it for want of memory.
+        out_of_memory: bool,
+        /// For people.
+        detail: String,
+    },
+    /// A process inside was killed for want of memory, the sandbox lives.
+    OutOfMemory {
+        /// Which.
+        id: SandboxId,
+    },
+    /// It has written more than its disk limit.
+    DiskLimit {
+        /// Which.
+        id: SandboxId,
+        /// Bytes written.
+        used_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+}
+
+/// What `adopt` found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Alive and answering; the value says whether it is frozen.
+    pub alive: BTreeMap<SandboxId, bool>,
+    /// Known to the caller but gone, with the reason.
+    pub gone: BTreeMap<SandboxId, String>,
+    /// Not known to the caller; destroyed.
+    pub orphans: Vec<SandboxId>,
+}
+
+/// Where an image is imported from, on the server's own file system.
+#[derive(Debug, Clone)]
+pub enum ImportSource {
+    /// A tar archive of a root filesystem, plain or compressed with gzip.
+    Archive(std::path::PathBuf),
+    /// A directory holding a root filesystem.
+    Directory(std::path::PathBuf),
+}
+
+/// Layers that an import or a commit made, not yet named by any image record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewLayers {
+    /// Layers, lowest first.
+    pub layers: Vec<Layer>,
+    /// Whether the host's system directories lie beneath them.
+    pub on_host: bool,
+    /// Defaults for processes.
+    pub config: ImageConfig,
+}
+
+/// The port. All methods may be called concurrently; those that name a sandbox are serialised per sandbox by the caller.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// The name that pools and sandboxes refer to it by: `linux`, `fake`.
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this machine.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Makes a sandbox and returns when its agent has answered. On an error nothing of it is left. Making an id that exists
+    /// destroys the old one first.
+    async fn create(&self, request: CreateRequest) -> Result<DriverHandle, DriverError>;
+
+    /// Destroys whatever exists of this id: processes, mounts, cgroups, files. Safe to repeat, also for an id never made.
+    async fn destroy(&self, id: SandboxId) -> Result<(), DriverError>;
+
+    /// Freezes it. Freezing a frozen one changes nothing.
+    async fn pause(&self, target: Target<'_>) -> Result<(), DriverError>;
+
+    /// Thaws it. Thawing a running one changes nothing.
+    async fn resume(&self, target: Target<'_>) -> Result<(), DriverError>;
+
+    /// Begins an operation inside. The connection is open and the request sent when this returns.
+    async fn open(&self, target: Target<'_>, request: &Request) -> Result<Connection, DriverError>;
+
+    /// Counters, from the host's side where that knows better.
+    async fn metrics(&self, target: Target<'_>) -> Result<Metrics, DriverError>;
+
+    /// Takes over after a restart: finds out which of `known` are alive, and destroys everything else that this driver ever
+    /// made in its data directory.
+    async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError>;
+
+    /// What happens to sandboxes without being asked. Can be taken once; `None` afterwards.
+    fn events(&self) -> Option<mpsc::Receiver<DriverEvent>>;
+
+    /// The image that needs no import, if the driver has one.
+    fn builtin_image(&self) -> Option<NewLayers>;
+
+    /// Imports a root filesystem.
+    async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError>;
+
+    /// Turns what a sandbox changed into a layer on top of its image's. The sandbox is frozen meanwhile and goes on afterwards.
+    async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError>;
+
+    /// Removes layers that are not among `used`. Safe to repeat.
+    async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError>;
+}

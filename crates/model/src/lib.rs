@@ -1,0 +1,39 @@
+//! Sandbank's domain: what a template, a pool, a sandbox and a lease are, which transitions a sandbox may take, and what a
+//! pool needs next.
+//!
+//! Nothing here does I/O, reads a clock, draws random numbers or waits. Time and fresh ids are arguments. No other crate of
+//! the workspace is imported.
+
+mod event;
+mod ids;
+mod image;
+mod lease;
+mod name;
+mod planner;
+mod pool;
+mod resources;
+mod sandbox;
+mod state;
+mod template;
+mod tenant;
+mod time;
+
+pub use event::{Actor, Event, EventKind};
+pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, SandboxId, TemplateId, TenantId};
+pub use image::{Image, ImageConfig, ImageName, ImageSource, Layer};
+pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
+pub use name::{InvalidName, PoolName, validate_label_key};
+pub use planner::{PoolCounts, PoolPlan, PoolSnapshot, plan_pool};
+pub use pool::{
+    Autoscaling, Counting, InvalidSizing, Overrides, Pool, PoolPhase, PoolPolicies, PoolState, ReleaseAction, ScaleDownPolicy,
+    ScaleUpMode, ScaleUpPolicy, Sizing, phase_of,
+};
+pub use resources::{QuotaExceeded, QuotaLimits, Resources, Usage};
+pub use sandbox::{DriverHandle, ExitInfo, Failure, FailureReason, Sandbox, StopCause};
+pub use state::{Command, Refusal, State, transition};
+pub use template::{
+    EnvMap, PortSpec, Probe, Runtime, SandboxSpec, SemVer, StringMap, Template, TemplateRef, TemplateSpec, Visibility,
+    VisibilityRule,
+};
+pub use tenant::{ApiKey, KeyHash, Principal, Role, Tenant};
+pub use time::Timestamp;
