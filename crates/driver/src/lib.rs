@@ -6,7 +6,7 @@
 pub mod contract;
 mod fake;
 
-pub use fake::{FakeDriver, FakeFaults};
+pub use fake::{AgentFault, Calls, FakeDriver, FakeFaults, Method, Responder};
 
 use std::collections::BTreeMap;
 

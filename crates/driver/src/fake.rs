@@ -1,7 +1,0 @@
-//! skeleton
-/// skeleton
-#[derive(Debug, Default)]
-pub struct FakeDriver;
-/// skeleton
-#[derive(Debug, Default)]
-pub struct FakeFaults;
