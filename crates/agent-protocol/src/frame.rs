@@ -13,6 +13,17 @@ pub const FRAME_MAX: usize = 1024 * 1024;
 pub const DATA_MAX: usize = 256 * 1024;
 
 const HEAD: usize = 5;
+const KIND_DATA: u8 = 1;
+/// Room for one read of a head and a small message at once.
+const READ_AHEAD: usize = 4096;
+
+const fn output_kind(stream: Stream) -> u8 {
+    match stream {
+        Stream::Stdout => 2,
+        Stream::Stderr => 3,
+        Stream::Pty => 4,
+    }
+}
 
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,10 +56,8 @@ impl Frame {
     const fn kind(&self) -> u8 {
         match self {
             Self::Message(_) => 0,
-            Self::Data(_) => 1,
-            Self::Output(Stream::Stdout, _) => 2,
-            Self::Output(Stream::Stderr, _) => 3,
-            Self::Output(Stream::Pty, _) => 4,
+            Self::Data(_) => KIND_DATA,
+            Self::Output(stream, _) => output_kind(*stream),
             Self::End => 5,
         }
     }
@@ -56,7 +65,7 @@ impl Frame {
     fn from_parts(kind: u8, body: Bytes) -> Result<Self, FrameError> {
         match kind {
             0 => Ok(Self::Message(body)),
-            1 => Ok(Self::Data(body)),
+            KIND_DATA => Ok(Self::Data(body)),
             2 => Ok(Self::Output(Stream::Stdout, body)),
             3 => Ok(Self::Output(Stream::Stderr, body)),
             4 => Ok(Self::Output(Stream::Pty, body)),
@@ -110,13 +119,26 @@ pub fn encode_frame(frame: &Frame, out: &mut BytesMut) {
 
 /// Writes a frame: head and body in one write where the body is small, else without copying the body.
 pub async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Frame) -> Result<(), FrameError> {
-    let body = frame.body();
+    write_parts(writer, frame.kind(), frame.body()).await
+}
+
+/// Writes a `Data` frame of borrowed bytes, so that a sender can use one buffer again and again.
+pub async fn write_data<W: AsyncWrite + Unpin>(writer: &mut W, data: &[u8]) -> Result<(), FrameError> {
+    write_parts(writer, KIND_DATA, data).await
+}
+
+/// Writes an `Output` frame of borrowed bytes.
+pub async fn write_output<W: AsyncWrite + Unpin>(writer: &mut W, stream: Stream, data: &[u8]) -> Result<(), FrameError> {
+    write_parts(writer, output_kind(stream), data).await
+}
+
+async fn write_parts<W: AsyncWrite + Unpin>(writer: &mut W, kind: u8, body: &[u8]) -> Result<(), FrameError> {
     if body.len() > FRAME_MAX {
         return Err(FrameError::TooLong { length: body.len() });
     }
     let mut head = [0u8; HEAD];
     head[..4].copy_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-    head[4] = frame.kind();
+    head[4] = kind;
     let mut parts = Buf::chain(&head[..], body);
     while parts.has_remaining() {
         writer.write_buf(&mut parts).await?;
@@ -151,7 +173,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     fn decode(&mut self) -> Result<Option<Frame>, FrameError> {
         if self.buffer.len() < HEAD {
-            self.buffer.reserve(HEAD);
+            self.buffer.reserve(READ_AHEAD);
             return Ok(None);
         }
         let length = u32::from_le_bytes([self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]]) as usize;
