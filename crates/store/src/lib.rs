@@ -10,12 +10,12 @@ pub use sqlite::SqliteStore;
 
 use async_trait::async_trait;
 use sandbank_model::{
-    Actor, ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool, PoolCounts, PoolId, PoolName, Sandbox, SandboxId,
-    State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    Actor, ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool, PoolCounts, PoolId, PoolName, Sandbox,
+    SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
 };
 
 /// What can go wrong in a store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The database is of a newer Sandbank.
     #[error(

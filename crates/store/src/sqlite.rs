@@ -1,4 +1,0 @@
-//! skeleton
-/// skeleton
-#[derive(Debug)]
-pub struct SqliteStore;

@@ -1,0 +1,319 @@
+//! The store in one SQLite file.
+//!
+//! One thread writes: it takes all commands that wait, executes them in one transaction, commits (write-ahead log,
+//! `synchronous = FULL`), and only then answers. What claims and authorised requests look at is kept in memory as well and
+//! changes after the commit. Everything else is read by a few connections of their own.
+
+mod error;
+mod load;
+mod memory;
+mod objects;
+mod queue;
+mod read;
+mod sandboxes;
+mod schema;
+mod unit;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use sandbank_model::{
+    ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName, QuotaLimits, Sandbox, SandboxId, State,
+    Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+};
+
+use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
+use memory::{Memory, SandboxRow};
+use queue::Queue;
+use read::Readers;
+use schema::DatabaseLock;
+use unit::Unit;
+use writer::Writer;
+
+/// The store in one SQLite file.
+pub struct SqliteStore {
+    queue: Arc<Queue>,
+    published: Arc<RwLock<Memory>>,
+    readers: Arc<Readers>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`, making or migrating it where needed. Blocks while it reads what is kept in memory.
+    ///
+    /// Refuses a database of a newer schema, and one that another process (or another store of this one) has open: the lock
+    /// is `flock` on `<path>.lock`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        let lock = DatabaseLock::take(path)?;
+        let conn = schema::open_writer(path)?;
+        let (memory, last_seq) = load::load(&conn)?;
+        let published = Arc::new(RwLock::new(memory.clone()));
+        let readers = Readers::open(path)?;
+        let queue = Arc::new(Queue::new());
+        let writer = Writer { conn, queue: Arc::clone(&queue), memory, published: Arc::clone(&published), last_seq, lock };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| StoreError::Backend { doing: "starting the writer", detail: error.to_string() })?;
+        Ok(Self { queue, published, readers, writer: Mutex::new(Some(thread)) })
+    }
+
+    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write<T, F>(&self, command: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.queue.submit(command).await
+    }
+
+    fn live(&self, filter: &SandboxFilter) -> Vec<Arc<SandboxRow>> {
+        self.memory().sandboxes().filter(|row| read::matches(&row.sandbox, filter)).cloned().collect()
+    }
+
+    /// Lets the writer finish what waits, and waits for it.
+    fn finish(&self) {
+        self.queue.close();
+        self.readers.close();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if writer.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn tenant_ensure(&self, tenant: Tenant) -> Result<Tenant, StoreError> {
+        if let Some(known) = self.memory().tenant_named(&tenant.name) {
+            return Ok(Tenant::clone(known));
+        }
+        self.write(move |unit| unit.tenant_ensure(tenant)).await
+    }
+
+    async fn tenant_get(&self, id: TenantId) -> Result<Option<Tenant>, StoreError> {
+        Ok(self.memory().tenant(id).map(|tenant| Tenant::clone(tenant)))
+    }
+
+    async fn tenant_by_name(&self, name: &str) -> Result<Option<Tenant>, StoreError> {
+        Ok(self.memory().tenant_named(name).map(|tenant| Tenant::clone(tenant)))
+    }
+
+    async fn tenant_list(&self) -> Result<Vec<Tenant>, StoreError> {
+        let mut tenants: Vec<Tenant> = self.memory().tenants().map(|tenant| Tenant::clone(tenant)).collect();
+        tenants.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(tenants)
+    }
+
+    async fn tenant_set_quota(&self, id: TenantId, quota: QuotaLimits) -> Result<Write<Tenant>, StoreError> {
+        self.write(move |unit| unit.tenant_set_quota(id, quota)).await
+    }
+
+    async fn tenant_usage(&self, id: TenantId) -> Result<Usage, StoreError> {
+        Ok(self.memory().usage(id))
+    }
+
+    async fn key_insert(&self, key: ApiKey) -> Result<Insert<ApiKey>, StoreError> {
+        self.write(move |unit| unit.key_insert(key)).await
+    }
+
+    async fn key_by_hash(&self, hash: KeyHash) -> Result<Option<ApiKey>, StoreError> {
+        Ok(self.memory().key(hash).map(|key| ApiKey::clone(key)))
+    }
+
+    async fn key_list(&self, tenant: Option<TenantId>) -> Result<Vec<ApiKey>, StoreError> {
+        let wanted = |key: &&Arc<ApiKey>| tenant.is_none_or(|tenant| key.tenant == tenant);
+        let mut keys: Vec<ApiKey> = self.memory().keys().filter(wanted).map(|key| ApiKey::clone(key)).collect();
+        keys.sort_by_key(|key| (key.issued_at, key.id));
+        Ok(keys)
+    }
+
+    async fn key_revoke(&self, id: ApiKeyId, now: Timestamp) -> Result<Write<ApiKey>, StoreError> {
+        self.write(move |unit| unit.key_revoke(id, now)).await
+    }
+
+    async fn template_insert(&self, template: Template) -> Result<Insert<Template>, StoreError> {
+        self.write(move |unit| unit.template_insert(template)).await
+    }
+
+    async fn template_update(&self, template: Template, expected: u64) -> Result<Write<Template>, StoreError> {
+        self.write(move |unit| unit.template_update(template, expected)).await
+    }
+
+    async fn template_get(&self, tenant: Option<TenantId>, name: &PoolName) -> Result<Option<Template>, StoreError> {
+        let name = name.clone();
+        self.readers.read(move |conn| read::template(conn, tenant, &name)).await
+    }
+
+    async fn template_by_id(&self, id: TemplateId) -> Result<Option<Template>, StoreError> {
+        self.readers.read(move |conn| read::template_by_id(conn, id)).await
+    }
+
+    async fn template_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<Template>, StoreError> {
+        let owners = owners.to_vec();
+        self.readers.read(move |conn| read::templates(conn, &owners)).await
+    }
+
+    async fn template_delete(&self, tenant: Option<TenantId>, name: &PoolName) -> Result<Write<()>, StoreError> {
+        let name = name.clone();
+        self.write(move |unit| unit.template_delete(tenant, &name)).await
+    }
+
+    async fn pool_insert(&self, pool: Pool, event: Event) -> Result<Insert<Pool>, StoreError> {
+        self.write(move |unit| unit.pool_insert(pool, event)).await
+    }
+
+    async fn pool_get(&self, tenant: TenantId, name: &PoolName) -> Result<Option<Pool>, StoreError> {
+        Ok(self.memory().pool_named(tenant, name).map(|pool| Pool::clone(pool)))
+    }
+
+    async fn pool_by_id(&self, id: PoolId) -> Result<Option<Pool>, StoreError> {
+        Ok(self.memory().pool(id).map(|pool| Pool::clone(pool)))
+    }
+
+    async fn pool_list(&self, tenant: Option<TenantId>, page: PageRequest) -> Result<Page<Pool>, StoreError> {
+        let wanted = |pool: &&Arc<Pool>| tenant.is_none_or(|tenant| pool.tenant == tenant);
+        let mut pools: Vec<Arc<Pool>> = self.memory().pools().filter(wanted).cloned().collect();
+        pools.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        let total = pools.len() as u64;
+        let skip = usize::try_from(page.offset).unwrap_or(usize::MAX);
+        let items = pools.into_iter().skip(skip).take(page.limit as usize).map(Arc::unwrap_or_clone).collect();
+        Ok(Page { items, total })
+    }
+
+    async fn pool_update(&self, pool: Pool, expected: u64, event: Option<Event>) -> Result<Write<Pool>, StoreError> {
+        self.write(move |unit| unit.pool_update(pool, expected, event)).await
+    }
+
+    async fn pool_remove(&self, id: PoolId) -> Result<(), StoreError> {
+        self.write(move |unit| unit.pool_remove(id)).await
+    }
+
+    async fn pool_summary(&self, id: PoolId, revision: u64, failed_since: Timestamp) -> Result<PoolSummary, StoreError> {
+        Ok(self.memory().summary(id, revision, failed_since))
+    }
+
+    async fn sandbox_insert(&self, sandbox: Sandbox, revision: u64, event: Event) -> Result<(), StoreError> {
+        self.write(move |unit| unit.sandbox_insert(sandbox, revision, event)).await
+    }
+
+    async fn sandbox_get(&self, id: SandboxId) -> Result<Option<Sandbox>, StoreError> {
+        let live = self.memory().sandbox(id).cloned();
+        match live {
+            Some(row) => Ok(Some(row.sandbox.clone())),
+            None => self.readers.read(move |conn| read::sandbox(conn, id)).await,
+        }
+    }
+
+    async fn sandbox_update(&self, sandbox: Sandbox, expected: u64, event: Event) -> Result<Write<Sandbox>, StoreError> {
+        self.write(move |unit| unit.sandbox_update(sandbox, expected, event)).await
+    }
+
+    async fn sandbox_claim(&self, request: ClaimRequest) -> Result<Option<Sandbox>, StoreError> {
+        self.write(move |unit| unit.sandbox_claim(request)).await
+    }
+
+    async fn sandbox_list(&self, filter: SandboxFilter, page: PageRequest) -> Result<Page<Sandbox>, StoreError> {
+        let live = self.live(&filter);
+        if read::wants_ended(&filter) {
+            self.readers.read(move |conn| read::mixed_page(conn, live, &filter, page)).await
+        } else {
+            Ok(read::live_page(live, page))
+        }
+    }
+
+    async fn sandbox_count(&self, filter: SandboxFilter) -> Result<Vec<(State, u64)>, StoreError> {
+        let mut counts = std::collections::BTreeMap::<State, u64>::new();
+        for row in self.live(&filter) {
+            *counts.entry(row.sandbox.state).or_default() += 1;
+        }
+        if read::wants_ended(&filter) {
+            counts.extend(self.readers.read(move |conn| read::ended_count(conn, &filter)).await?);
+        }
+        Ok(counts.into_iter().collect())
+    }
+
+    async fn sandbox_warm(&self, pool: PoolId, revision: u64, limit: u32) -> Result<Vec<Sandbox>, StoreError> {
+        let warm = self.memory().warm(pool, revision, limit as usize);
+        Ok(warm.into_iter().map(|row| row.sandbox.clone()).collect())
+    }
+
+    async fn sandbox_live(&self) -> Result<Vec<Sandbox>, StoreError> {
+        let live: Vec<Arc<SandboxRow>> = self.memory().sandboxes().cloned().collect();
+        Ok(live.into_iter().map(|row| row.sandbox.clone()).collect())
+    }
+
+    async fn sandbox_touch(&self, activity: Vec<(SandboxId, Timestamp)>) -> Result<(), StoreError> {
+        self.write(move |unit| unit.sandbox_touch(activity)).await
+    }
+
+    async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        self.write(move |unit| unit.prune(before, limit)).await
+    }
+
+    async fn event_append(&self, event: Event) -> Result<EventSeq, StoreError> {
+        self.write(move |unit| unit.append(event)).await
+    }
+
+    async fn event_list(&self, filter: EventFilter, limit: u32) -> Result<Vec<Event>, StoreError> {
+        self.readers.read(move |conn| read::events(conn, &filter, limit)).await
+    }
+
+    async fn image_put(&self, image: Image) -> Result<Option<Image>, StoreError> {
+        self.write(move |unit| unit.image_put(image)).await
+    }
+
+    async fn image_get(&self, tenant: TenantId, name: &ImageName) -> Result<Option<Image>, StoreError> {
+        let name = name.clone();
+        self.readers.read(move |conn| read::image(conn, tenant, &name)).await
+    }
+
+    async fn image_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<Image>, StoreError> {
+        let owners = owners.to_vec();
+        self.readers.read(move |conn| read::images(conn, &owners)).await
+    }
+
+    async fn image_all(&self) -> Result<Vec<Image>, StoreError> {
+        self.readers.read(read::all_images).await
+    }
+
+    async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError> {
+        let name = name.clone();
+        self.write(move |unit| unit.image_delete(tenant, &name)).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        // The writer may be in the middle of a commit: nothing else may wait on this thread meanwhile.
+        let (queue, readers) = (Arc::clone(&self.queue), Arc::clone(&self.readers));
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = tokio::task::spawn_blocking(move || {
+            queue.close();
+            readers.close();
+            writer.is_none_or(|thread| thread.join().is_ok())
+        });
+        match ended.await {
+            Ok(true) => Ok(()),
+            _ => Err(StoreError::Backend { doing: "closing the database", detail: "the writer panicked".to_owned() }),
+        }
+    }
+}
