@@ -1,12 +1,48 @@
 //! Images: stacks of read-only layers in the data directory, and the host's own system directories as one.
+//!
+//! `<data>/images`, mode 0700 because layers hold set-user-id files that must not be run on the host:
+//!
+//! | path | what |
+//! |---|---|
+//! | `layers/<layer id>/fs` | a layer's tree, owners as inside a sandbox (0, 1000, …); never changed once it is there |
+//! | `layers/<layer id>/layer.json` | its size |
+//! | `staging/<random>` | layers being made and layers being removed; emptied when the store is opened |
+//!
+//! A layer is written in `staging`, flushed to disk, then renamed: a crash leaves it whole or not at all. Layer ids tell the origin:
+//! `sha256-…` (an archive's digest, so that the same archive is kept once), `dir-…` and `commit-…` (random), `host-…` (the digest of
+//! the generated base directory of the `host` image).
 
+//@mod archive;
+//@mod commit;
+//@mod copy;
+mod error;
+mod file;
+mod host;
+//@mod import;
+//@mod members;
+//@mod pax;
+mod remove;
+mod retain;
+mod staging;
+//@mod unpack;
+
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sandbank_driver::DriverError;
-use sandbank_model::Image;
+use sandbank_driver::{DriverError, NewLayers};
+use sandbank_model::{Image, ImageConfig, Layer};
 use serde::{Deserialize, Serialize};
 
+use error::failed;
+//@pub use import::ImportLimits;
+pub use remove::remove_tree;
+use retain::Guarded;
+
 /// What a sandbox's root file system is made of.
+///
+/// All trees come from untrusted people: whoever mounts into the assembled root resolves targets beneath it, without following
+/// symbolic links. `dev`, `proc`, `sys`, `tmp` and `run` are real directories in every image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootPlan {
     /// Directories beneath the private upper directory of `/`, top first. Not empty.
@@ -24,36 +60,122 @@ pub struct Graft {
     pub lowers: Vec<PathBuf>,
 }
 
-/// Where layers are kept: `<data>/images`.
+/// Where layers are kept. Clones share what they know.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
-    root: PathBuf,
+    inner: Arc<Inner>,
 }
+
+#[derive(Debug)]
+struct Inner {
+    /// `<data>/images`.
+    root: PathBuf,
+    /// The base layer of the `host` image.
+    host_layer: String,
+    /// The host's directories that are grafted: (target, host directory).
+    host_grafts: Vec<(PathBuf, PathBuf)>,
+    guarded: Guarded,
+}
+
+/// What is noted beside a layer's tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct LayerNote {
+    /// Grows when the layout of a layer changes.
+    format: u32,
+    /// Bytes on disk.
+    size_bytes: u64,
+}
+
+const LAYER_FORMAT: u32 = 1;
 
 impl ImageStore {
-    /// Opens (and makes) the store below `data_dir`.
+    /// Opens the store below `data_dir`, makes it where it is missing, removes what a crash left half done, and makes the base
+    /// directory of the `host` image unless it is there and unchanged.
+    ///
+    /// The base copies some of the host's `/etc`: what the host changes there afterwards shows in new sandboxes from the next
+    /// start on. `/usr` is the host's own and shows changes at once.
+    ///
+    /// # Errors
+    /// [`DriverError::Failed`] and [`DriverError::Exhausted`] with the step that failed.
     pub fn open(data_dir: &Path) -> Result<Self, DriverError> {
         let root = data_dir.join("images");
-        std::fs::create_dir_all(root.join("base")).map_err(|error| DriverError::Failed { step: format!("make {}", root.display()), detail: error.to_string() })?;
-        Ok(Self { root })
+        for dir in [root.clone(), root.join("layers"), root.join("staging")] {
+            std::fs::create_dir_all(&dir).map_err(failed(|| format!("make {}", dir.display())))?;
+        }
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&root, private).map_err(failed(|| format!("protect {}", root.display())))?;
+        staging::clear(&root)?;
+        let host = host::HostBase::of_this_machine();
+        let host_layer = host.layer_id();
+        let inner = Inner { root, host_layer, host_grafts: host.grafts(), guarded: Guarded::default() };
+        let store = Self { inner: Arc::new(inner) };
+        if !store.layer_dir(&store.inner.host_layer).is_dir() {
+            host.build(&store)?;
+        }
+        Ok(store)
+    }
+
+    /// The image that needs no import: the host's system directories over a generated base, no layers of its own.
+    #[must_use]
+    pub fn builtin_image(&self) -> NewLayers {
+        let config = ImageConfig { workdir: Some("/home/user".to_owned()), ..ImageConfig::default() };
+        NewLayers { layers: Vec::new(), on_host: true, config }
+    }
+
+    /// The layer that a directory of a [`RootPlan`] belongs to, `None` for the host's own: for telling
+    /// [`Self::retain_layers`] what a living sandbox uses.
+    #[must_use]
+    pub fn layer_of(&self, lower: &Path) -> Option<String> {
+        let rest = lower.strip_prefix(self.inner.root.join("layers")).ok()?;
+        rest.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned())
+    }
+
+    fn layer_dir(&self, id: &str) -> PathBuf {
+        self.inner.root.join("layers").join(id)
+    }
+
+    /// The layer of this id, if it is there and whole.
+    fn layer(&self, id: &str) -> Option<Layer> {
+        let note = std::fs::read(self.layer_dir(id).join("layer.json")).ok()?;
+        let note: LayerNote = serde_json::from_slice(&note).ok()?;
+        (note.format == LAYER_FORMAT).then(|| Layer { id: id.to_owned(), size_bytes: note.size_bytes })
     }
 }
 
-/// What the root of a sandbox of `image` is made of.
+/// What the root of a sandbox of `image` is made of. Looks at the store only, no network, no copying: a few `stat`s.
+///
+/// A graft's layers lie over the host's directory exactly as the same layers lie over the base: where a layer has a `usr` of its own it
+/// is a lower directory of the graft, with its whiteouts and opaque marks.
+///
+/// # Errors
+/// [`DriverError::ImageMissing`] when a layer is not there.
 pub fn root_plan(store: &ImageStore, image: &Image) -> Result<RootPlan, DriverError> {
-    let base = store.root.join("base");
-    let failed = |error: std::io::Error| DriverError::Failed { step: format!("make {}", base.display()), detail: error.to_string() };
-    for dir in ["usr", "etc", "tmp", "proc", "sys", "dev", "root", "home/user", "var/tmp", "run"] {
-        std::fs::create_dir_all(base.join(dir)).map_err(failed)?;
-    }
-    for link in ["bin", "lib", "lib64", "sbin"] {
-        let target = base.join(link);
-        if target.symlink_metadata().is_err() {
-            std::os::unix::fs::symlink(format!("usr/{link}"), target).map_err(failed)?;
+    let missing = |detail: String| DriverError::ImageMissing { image: image.name.to_string(), detail };
+    let mut lowers = Vec::with_capacity(image.layers.len() + 1);
+    for layer in image.layers.iter().rev() {
+        let tree = store.layer_dir(&layer.id).join("fs");
+        if !is_layer_id(&layer.id) || !tree.is_dir() {
+            return Err(missing(format!("its layer {} was removed; import the image again", layer.id)));
         }
+        lowers.push(tree);
     }
-    std::fs::write(base.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000:user:/home/user:/bin/bash\n").map_err(failed)?;
-    std::fs::write(base.join("etc/group"), "root:x:0:\nuser:x:1000:\n").map_err(failed)?;
-    let _ = image;
-    Ok(RootPlan { lowers: vec![base], grafts: vec![Graft { target: "usr".into(), lowers: vec!["/usr".into()] }] })
+    let mut grafts = Vec::new();
+    if image.on_host {
+        for (target, host_dir) in &store.inner.host_grafts {
+            let has_one = |tree: &PathBuf| tree.join(target).symlink_metadata().is_ok_and(|found| found.is_dir());
+            let mut graft_lowers: Vec<_> = lowers.iter().filter(|tree| has_one(tree)).map(|tree| tree.join(target)).collect();
+            graft_lowers.push(host_dir.clone());
+            grafts.push(Graft { target: target.clone(), lowers: graft_lowers });
+        }
+        lowers.push(store.layer_dir(&store.inner.host_layer).join("fs"));
+    }
+    if lowers.is_empty() {
+        return Err(missing("it has no layers".to_owned()));
+    }
+    Ok(RootPlan { lowers, grafts })
+}
+
+/// Whether this can be the name of a layer's directory.
+fn is_layer_id(id: &str) -> bool {
+    (1..=100).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
