@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use sandbank_driver::{DriverError, NewLayers};
 use sandbank_model::Image;
 
+use super::ImageStore;
 use super::copy::{Copied, Copier, CopyAs, open_source};
 use super::error::failed;
 use super::import::ImportLimits;
 use super::staging::{Staging, random_name};
-use super::ImageStore;
 
 /// Directories that the launcher mounts over: what lies in them on disk is not part of any image.
 const MOUNTED_OVER: [&[u8]; 3] = [b"dev", b"proc", b"sys"];

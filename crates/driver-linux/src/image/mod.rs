@@ -12,19 +12,19 @@
 //! `sha256-…` (an archive's digest, so that the same archive is kept once), `dir-…` and `commit-…` (random), `host-…` (the digest of
 //! the generated base directory of the `host` image).
 
-//@mod archive;
-//@mod commit;
-//@mod copy;
+mod archive;
+mod commit;
+mod copy;
 mod error;
 mod file;
 mod host;
-//@mod import;
-//@mod members;
-//@mod pax;
+mod import;
+mod members;
+mod pax;
 mod remove;
 mod retain;
 mod staging;
-//@mod unpack;
+mod unpack;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ use sandbank_model::{Image, ImageConfig, Layer};
 use serde::{Deserialize, Serialize};
 
 use error::failed;
-//@pub use import::ImportLimits;
+pub use import::ImportLimits;
 pub use remove::remove_tree;
 use retain::Guarded;
 
