@@ -1,6 +1,17 @@
 //! The Linux driver: sandboxes from namespaces and cgroups, made by a launcher process, run by an agent.
 
 pub mod caps;
+mod cgroup;
+mod channel;
 pub mod doctor;
+mod driver;
 pub mod image;
+mod launch;
+mod launcher;
+mod manifest;
+mod ranges;
 pub mod seccomp;
+mod sys;
+
+pub use driver::{LinuxConfig, LinuxDriver};
+pub use launcher::launcher_main;

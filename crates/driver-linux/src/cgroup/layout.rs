@@ -1,0 +1,283 @@
+//! Where this process may make cgroups: found from `/proc/self/mountinfo` and `/proc/self/cgroup` (cgroups(7)).
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use sandbank_model::{Resources, SandboxId};
+
+use super::{SandboxCgroups, write_value};
+
+/// The controllers that a sandbox needs, by their names in cgroup v1. `freezer` is part of the core of cgroup v2.
+const V1_WANTED: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "freezer"];
+/// The same for cgroup v2, where `cpu` counts too.
+const V2_WANTED: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// The cgroup directories below which one driver instance makes those of its sandboxes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CgroupBase {
+    /// What each v1 hierarchy's directory is, by controller.
+    v1: Vec<(&'static str, PathBuf)>,
+    /// The cgroup v2 directory, and the wanted controllers that it can give to sandboxes.
+    v2: Option<(PathBuf, Vec<&'static str>)>,
+}
+
+/// One cgroup directory to make for a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct CgroupOrder {
+    /// Absolute path.
+    pub(crate) dir: PathBuf,
+    /// Files in it and what to write, in order. A file that is missing is skipped when its name ends with `?`.
+    pub(crate) writes: Vec<(String, String)>,
+    /// Whether it is a cgroup v2 directory, which the sandbox is born in; a v1 directory it enters by itself.
+    pub(crate) v2: bool,
+}
+
+impl CgroupBase {
+    /// Reads the two files of the calling process. Finds nothing where no hierarchy is mounted.
+    pub(crate) fn detect(instance: &str) -> Self {
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut base = Self::parse(&mountinfo, &own, instance);
+        if let Some((dir, controllers)) = &mut base.v2 {
+            // `<own>/sandbank/<instance>`: what may be enabled is what the own cgroup has.
+            let own_dir = dir.parent().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
+            let available = std::fs::read_to_string(own_dir.join("cgroup.controllers")).unwrap_or_default();
+            let available: BTreeSet<&str> = available.split_whitespace().collect();
+            controllers.retain(|name| available.contains(name));
+        }
+        base
+    }
+
+    /// The pure part of [`CgroupBase::detect`].
+    fn parse(mountinfo: &str, own: &str, instance: &str) -> Self {
+        let mut base = Self::default();
+        for mount in mountinfo.lines().filter_map(CgroupMount::parse) {
+            let below = |own_path: &str| mount.directory_of(own_path).join("sandbank").join(instance);
+            if mount.v2 {
+                let line = own.lines().find_map(|line| line.strip_prefix("0::"));
+                if let (Some(path), None) = (line, &base.v2) {
+                    base.v2 = Some((below(path), V2_WANTED.to_vec()));
+                }
+                continue;
+            }
+            for wanted in V1_WANTED {
+                if mount.options.iter().any(|option| option == wanted)
+                    && !base.v1.iter().any(|(name, _)| *name == wanted)
+                    && let Some(path) = own_v1_path(own, wanted)
+                {
+                    base.v1.push((wanted, below(path)));
+                }
+            }
+        }
+        // A controller bound to a v1 hierarchy is not available in v2; the kernel's own list says so, but tests have none.
+        if let Some((_, controllers)) = &mut base.v2 {
+            controllers.retain(|name| !base.v1.iter().any(|(v1, _)| v1 == name));
+        }
+        base
+    }
+
+    fn v1_dir(&self, controller: &str) -> Option<&PathBuf> {
+        self.v1.iter().find(|(name, _)| *name == controller).map(|(_, dir)| dir)
+    }
+
+    /// The v2 directory, if sandboxes need one: for a controller that v1 does not have, or as the freezer.
+    fn v2_dir(&self) -> Option<&PathBuf> {
+        let needed = |controllers: &[&str]| !controllers.is_empty() || self.v1_dir("freezer").is_none();
+        self.v2.as_ref().filter(|(_, controllers)| needed(controllers)).map(|(dir, _)| dir)
+    }
+
+    /// All directories that sandboxes' directories are made in, each once.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        let all: BTreeSet<PathBuf> = self.v1.iter().map(|(_, dir)| dir).chain(self.v2_dir()).cloned().collect();
+        all.into_iter().collect()
+    }
+
+    /// Makes the directories and, in v2, enables the controllers for sandboxes. Directories that cannot be made (not root, not
+    /// delegated) are dropped: their limits are then not enforced.
+    pub(crate) fn prepare(&mut self) {
+        self.v1.retain(|(_, dir)| std::fs::create_dir_all(dir).is_ok() && writable(dir));
+        let Some((dir, controllers)) = &mut self.v2 else { return };
+        if std::fs::create_dir_all(&*dir).is_err() || !writable(dir) {
+            self.v2 = None;
+            return;
+        }
+        let (own, parent) = (dir.parent().and_then(Path::parent), dir.parent());
+        controllers.retain(|name| {
+            let enable = |dir: Option<&Path>| {
+                dir.is_some_and(|dir| write_value(&dir.join("cgroup.subtree_control"), &format!("+{name}")).is_ok())
+            };
+            enable_in_own(own, name) && enable(parent) && enable(Some(dir))
+        });
+    }
+
+    /// Whether a limit can be enforced: "memory", "pids" or "cpu"; or whether "freezer" works.
+    pub(crate) fn enforces(&self, controller: &str) -> bool {
+        self.v1_dir(controller).is_some()
+            || self.v2.as_ref().is_some_and(|(_, controllers)| controller == "freezer" || controllers.contains(&controller))
+    }
+
+    /// The directories of one sandbox.
+    pub(crate) fn sandbox(&self, id: SandboxId) -> SandboxCgroups {
+        let dir = |controller: &str| self.v1_dir(controller).map(|dir| dir.join(id.to_string()));
+        SandboxCgroups {
+            memory: dir("memory"),
+            pids: dir("pids"),
+            cpu: dir("cpu"),
+            cpuacct: dir("cpuacct"),
+            freezer: dir("freezer"),
+            unified: self.v2_dir().map(|dir| dir.join(id.to_string())),
+        }
+    }
+
+    /// What to make and write for a sandbox with these limits.
+    pub(crate) fn orders(&self, id: SandboxId, limits: &Resources) -> Vec<CgroupOrder> {
+        let groups = self.sandbox(id);
+        let has_v2 = |name: &str| self.v2.as_ref().is_some_and(|(_, controllers)| controllers.contains(&name));
+        let quota = u64::from(limits.cpu_millis) * 100;
+        let entry = |file: &str, value: String| (file.to_owned(), value);
+        let mut orders: Vec<CgroupOrder> = Vec::new();
+        for dir in groups.directories() {
+            let v2 = groups.unified.as_ref() == Some(dir);
+            let is = |group: &Option<PathBuf>| group.as_ref() == Some(dir);
+            let mut writes = Vec::new();
+            if is(&groups.memory) {
+                writes.push(entry("memory.limit_in_bytes", limits.memory_bytes.to_string()));
+                writes.push(entry("memory.memsw.limit_in_bytes?", limits.memory_bytes.to_string()));
+            }
+            if is(&groups.pids) || (v2 && has_v2("pids")) {
+                writes.push(entry("pids.max", limits.pids.to_string()));
+            }
+            if is(&groups.cpu) {
+                writes.push(entry("cpu.cfs_quota_us", quota.max(1000).to_string()));
+            }
+            if v2 && has_v2("memory") {
+                writes.push(entry("memory.max", limits.memory_bytes.to_string()));
+                writes.push(entry("memory.swap.max?", "0".to_owned()));
+            }
+            if v2 && has_v2("cpu") {
+                writes.push(entry("cpu.max", format!("{} 100000", quota.max(1000))));
+            }
+            orders.push(CgroupOrder { dir: dir.clone(), writes, v2 });
+        }
+        orders
+    }
+}
+
+/// Enables a controller in our own cgroup. A cgroup that holds processes cannot give controllers on (unless it is the root), so
+/// when it refuses, this process first moves into a leaf of its own.
+fn enable_in_own(own: Option<&Path>, name: &str) -> bool {
+    let Some(own) = own else { return false };
+    let control = own.join("cgroup.subtree_control");
+    let enable = || write_value(&control, &format!("+{name}"));
+    match enable() {
+        Err(Errno::BUSY) => {
+            let leaf = own.join("sandbank-server");
+            let moved = std::fs::create_dir_all(&leaf).is_ok() && write_value(&leaf.join("cgroup.procs"), "0").is_ok();
+            moved && enable().is_ok()
+        }
+        result => result.is_ok(),
+    }
+}
+
+fn writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// The own path in the v1 hierarchy of a controller: the third field of `4:memory:/path`.
+fn own_v1_path<'a>(own: &'a str, controller: &str) -> Option<&'a str> {
+    own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
+/// One cgroup mount of mountinfo.
+struct CgroupMount {
+    v2: bool,
+    root: String,
+    point: PathBuf,
+    options: Vec<String>,
+}
+
+impl CgroupMount {
+    /// Parses one line (proc_pid_mountinfo(5)); `None` for other file systems.
+    fn parse(line: &str) -> Option<Self> {
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        let v2 = match right.next()? {
+            "cgroup" => false,
+            "cgroup2" => true,
+            _ => return None,
+        };
+        let options = right.nth(1)?.split(',').map(str::to_owned).collect();
+        let mut left = left.split(' ').skip(3);
+        let (root, point) = (left.next()?.to_owned(), PathBuf::from(left.next()?));
+        Some(Self { v2, root, point, options })
+    }
+
+    /// The directory of a cgroup path. A mount may show only a part of the hierarchy, from `root` on (in a container).
+    fn directory_of(&self, path: &str) -> PathBuf {
+        let relative = path.strip_prefix(self.root.trim_end_matches('/')).unwrap_or("");
+        self.point.join(relative.trim_start_matches('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const HYBRID_MOUNTS: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+37 31 0:34 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer
+39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const HYBRID_OWN: &str = "8:pids:/\n6:freezer:/\n4:memory:/a/b\n2:cpu,cpuacct:/\n0::/\n";
+
+    fn id() -> SandboxId {
+        "019ab3c4-5d6e-7f80-9a1b-2c3d4e5f6071".parse().unwrap()
+    }
+
+    #[test]
+    fn a_hybrid_layout_uses_the_v1_hierarchies_and_leaves_v2_alone() {
+        let base = CgroupBase::parse(HYBRID_MOUNTS, HYBRID_OWN, "x1");
+        let groups = base.sandbox(id());
+        assert_eq!(groups.memory.unwrap(), PathBuf::from(format!("/sys/fs/cgroup/memory/a/b/sandbank/x1/{}", id())));
+        assert_eq!(groups.cpu, groups.cpuacct);
+        assert_eq!(groups.unified, None);
+        assert_eq!(base.directories().len(), 4, "cpu and cpuacct share one hierarchy");
+        assert!(base.enforces("memory") && base.enforces("pids") && base.enforces("cpu") && base.enforces("freezer"));
+    }
+
+    #[test]
+    fn a_pure_v2_layout_uses_one_directory_for_everything() {
+        let mounts = "25 20 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let base = CgroupBase::parse(mounts, "0::/system.slice/sandbank.service\n", "x1");
+        let orders = base.orders(id(), &Resources::DEFAULT);
+        assert_eq!(orders.len(), 1);
+        assert!(orders[0].v2);
+        assert_eq!(orders[0].dir, PathBuf::from(format!("/sys/fs/cgroup/system.slice/sandbank.service/sandbank/x1/{}", id())));
+        let written: Vec<&str> = orders[0].writes.iter().map(|(file, _)| file.as_str()).collect();
+        assert_eq!(written, ["pids.max", "memory.max", "memory.swap.max?", "cpu.max"]);
+        assert_eq!(orders[0].writes[3].1, "100000 100000");
+    }
+
+    #[test]
+    fn a_mount_that_shows_only_a_part_of_the_hierarchy_is_resolved_from_its_root() {
+        let mounts = "25 20 0:22 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw\n";
+        let base = CgroupBase::parse(mounts, "0::/docker/abc\n", "x1");
+        assert_eq!(base.directories(), [PathBuf::from("/sys/fs/cgroup/sandbank/x1")]);
+    }
+
+    #[test]
+    fn without_any_cgroup_mount_nothing_is_enforced_and_nothing_is_made() {
+        let base = CgroupBase::parse("22 27 0:21 / /proc rw - proc proc rw\n", "0::/\n", "x1");
+        assert!(base.directories().is_empty());
+        assert!(!base.enforces("memory") && !base.enforces("freezer"));
+    }
+}

@@ -1,0 +1,118 @@
+//! Making a sandbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use sandbank_driver::{CreateRequest, DriverError};
+use sandbank_model::{DriverHandle, SandboxId};
+
+use super::live::Live;
+use super::{Shared, failed, io_errno};
+use crate::image::root_plan;
+use crate::launch::{Begun, FailureWatch, LaunchError};
+use crate::launcher::MakeOrder;
+use crate::manifest::Manifest;
+
+/// Longest wait for the reason when the first process has ended before the agent answered.
+const REASON_WAIT: Duration = Duration::from_millis(200);
+/// Longest host name that the kernel takes.
+const HOSTNAME_MAX: usize = 64;
+
+impl Shared {
+    /// Makes a sandbox and waits for its agent. When the launcher dies meanwhile, it is tried once more with the next one.
+    pub(super) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<DriverHandle, DriverError> {
+        let id = request.id;
+        if self.live().contains_key(&id) || self.sandboxes.join(id.to_string()).exists() {
+            self.destroy(id).await?;
+        }
+        let mut retried = false;
+        loop {
+            let result = self.try_create(&request).await;
+            let Err(error) = result else { return result.map_err(into_driver_error) };
+            self.destroy(id).await?;
+            if retried || !matches!(error, LaunchError::Died) {
+                return Err(into_driver_error(error));
+            }
+            retried = true;
+        }
+    }
+
+    async fn try_create(self: &Arc<Self>, request: &CreateRequest) -> Result<DriverHandle, LaunchError> {
+        let order = self.order(request).map_err(LaunchError::Unavailable)?;
+        let manifest = order.manifest.clone();
+        let begun = self.launcher.begin(order).await?;
+        let Begun { pid, pidfd, mut failure } = begun;
+        let live = Live::new(&manifest, pid, pidfd)
+            .map_err(|error| LaunchError::Unavailable(failed("watch the first process", io_errno(&error))))?;
+        let live = Arc::new(live);
+        self.live().insert(request.id, Arc::clone(&live));
+        self.await_agent(&live, &mut failure).await?;
+        self.watch(&live);
+        Ok(live.handle())
+    }
+
+    /// Waits until the agent answers, setting up fails, or the process ends.
+    async fn await_agent(&self, live: &Live, failure: &mut FailureWatch) -> Result<(), LaunchError> {
+        tokio::select! {
+            biased;
+            answered = self.ping(live.id, self.config.agent_wait) => match answered {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.reason(failure).await.unwrap_or(LaunchError::Unavailable(error))),
+            },
+            error = failure.wait() => Err(error),
+            () = live.ended() => Err(self.reason(failure).await.unwrap_or_else(|| agent_died(live.id))),
+        }
+    }
+
+    /// What the child said about its failure; its message may be behind the end of the process.
+    async fn reason(&self, failure: &mut FailureWatch) -> Option<LaunchError> {
+        tokio::time::timeout(REASON_WAIT, failure.wait()).await.ok()
+    }
+
+    fn order(&self, request: &CreateRequest) -> Result<MakeOrder, DriverError> {
+        let limits = request.spec.resources.clamped();
+        let root = root_plan(&self.images, &request.image)?;
+        let layers = root.lowers.iter().filter_map(|lower| self.images.layer_of(lower)).collect();
+        let manifest = Manifest {
+            id: request.id,
+            pid: 0,
+            start_ticks: 0,
+            boot_id: self.boot_id.clone(),
+            range: Some(self.ranges().take(request.id)?),
+            cgroups: self.cgroups.sandbox(request.id),
+            limits,
+            layers,
+        };
+        Ok(MakeOrder { seq: 0, manifest, root, hostname: hostname(request), cgroups: self.cgroups.orders(request.id, &limits) })
+    }
+}
+
+/// The one asked for, cut to what the kernel takes; else the first 12 hexadecimal characters of the id's random part.
+fn hostname(request: &CreateRequest) -> String {
+    match &request.spec.hostname {
+        Some(name) => name.chars().filter(char::is_ascii).take(HOSTNAME_MAX).collect(),
+        None => request.id.uuid().simple().to_string()[20..].to_owned(),
+    }
+}
+
+fn agent_died(id: SandboxId) -> LaunchError {
+    LaunchError::Unavailable(DriverError::Failed {
+        step: "start the agent".to_owned(),
+        detail: format!("the first process of sandbox {id} ended before it answered"),
+    })
+}
+
+fn into_driver_error(error: LaunchError) -> DriverError {
+    match error {
+        LaunchError::Unavailable(error) => error,
+        LaunchError::Failed { step, errno: Errno::SRCH } => {
+            DriverError::Failed { step, detail: "the launcher died meanwhile".to_owned() }
+        }
+        LaunchError::Failed { step, errno } => failed(step, errno),
+        LaunchError::Died => DriverError::Failed {
+            step: "make the sandbox".to_owned(),
+            detail: "the launcher died twice while making it; see its messages on the server's stderr".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,378 @@
+//! The driver: what the server calls.
+
+mod adopt;
+mod create;
+mod destroy;
+mod live;
+mod watch;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
+use sandbank_driver::{
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayers, Target,
+};
+use sandbank_model::{DriverHandle, Image, SandboxId};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use crate::cgroup::CgroupBase;
+use crate::image::ImageStore;
+use crate::launch::LauncherClient;
+use crate::manifest::boot_id;
+use crate::ranges::Ranges;
+use live::Live;
+
+/// Longest wait for the agent's first answer.
+const AGENT_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait for an agent's counters.
+const METRICS_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait until all processes of a sandbox stand still.
+const FREEZE_WAIT: Duration = Duration::from_secs(5);
+/// How long the freezer is asked without pausing between.
+const FREEZE_SPIN: Duration = Duration::from_micros(300);
+/// Events that wait to be taken. A watcher waits when the queue is full; nothing is lost.
+const EVENTS_MAX: usize = 1024;
+/// Tries to connect to an agent whose queue of connections is full.
+const CONNECT_TRIES: u32 = 50;
+
+/// Where and how the driver works.
+#[derive(Debug, Clone)]
+pub struct LinuxConfig {
+    /// Directory for sandboxes and images. The server holds a lock on it; no two drivers may share one.
+    pub data_dir: PathBuf,
+    /// Program and arguments that end up in [`crate::launcher_main`].
+    pub launcher_command: Vec<OsString>,
+    /// Longest wait for a new sandbox's agent to answer.
+    pub agent_wait: Duration,
+}
+
+impl LinuxConfig {
+    /// In `data_dir`, with the running program's hidden subcommand `launcher`.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            launcher_command: vec!["/proc/self/exe".into(), "launcher".into()],
+            agent_wait: AGENT_WAIT,
+        }
+    }
+}
+
+/// Sandboxes of Linux namespaces and cgroups.
+#[derive(Debug)]
+pub struct LinuxDriver {
+    shared: Arc<Shared>,
+    events: Mutex<Option<mpsc::Receiver<DriverEvent>>>,
+    watchers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// What the driver and its background tasks share.
+#[derive(Debug)]
+struct Shared {
+    config: LinuxConfig,
+    capabilities: Capabilities,
+    /// `<data>/sandboxes`.
+    sandboxes: PathBuf,
+    /// The same, opened: short paths to the agents' sockets lead through it.
+    sandboxes_fd: OwnedFd,
+    cgroups: CgroupBase,
+    launcher: LauncherClient,
+    images: ImageStore,
+    live: Mutex<HashMap<SandboxId, Arc<Live>>>,
+    ranges: Mutex<Ranges>,
+    events: mpsc::Sender<DriverEvent>,
+    boot_id: String,
+}
+
+impl LinuxDriver {
+    /// Starts the driver and its launcher. Sandboxes of an earlier server live on untouched until [`Driver::adopt`].
+    ///
+    /// # Errors
+    /// When the data directory cannot be used or the launcher does not start.
+    pub async fn start(config: LinuxConfig) -> Result<Self, DriverError> {
+        let sandboxes = private_dir(&config.data_dir.join("sandboxes"))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let sandboxes_fd = rustix::fs::open(&sandboxes, flags, Mode::empty())
+            .map_err(|errno| failed(format!("open {}", sandboxes.display()), errno))?;
+        raise_open_files();
+        let mut cgroups = CgroupBase::detect(&instance_name(&sandboxes));
+        cgroups.prepare();
+        adopt::note_cgroup_directories(&config.data_dir, &cgroups.directories())?;
+        let images = ImageStore::open(&config.data_dir)?;
+        let launcher =
+            LauncherClient::new(config.launcher_command.clone(), config.data_dir.join("launcher.lock"), sandboxes.clone());
+        launcher.ensure().await?;
+        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        let shared = Arc::new(Shared {
+            capabilities: capabilities(&cgroups),
+            config,
+            sandboxes,
+            sandboxes_fd,
+            cgroups,
+            launcher,
+            images,
+            live: Mutex::default(),
+            ranges: Mutex::default(),
+            events: sender,
+            boot_id: boot_id(),
+        });
+        let watchers = watch::start(&shared);
+        Ok(Self { shared, events: Mutex::new(Some(receiver)), watchers })
+    }
+
+    /// Pid of the launcher, while one runs.
+    pub async fn launcher_pid(&self) -> Option<u32> {
+        self.shared.launcher.pid().await
+    }
+}
+
+impl Drop for LinuxDriver {
+    fn drop(&mut self) {
+        for watcher in &self.watchers {
+            watcher.abort();
+        }
+        for live in self.shared.live().values() {
+            live.stop_watching();
+        }
+    }
+}
+
+/// Makes a directory that only its owner may enter: sandboxes' files keep their set-user-id bits.
+fn private_dir(path: &Path) -> Result<PathBuf, DriverError> {
+    let step = || format!("make {}", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| failed(step(), io_errno(&error)))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(|error| failed(step(), io_errno(&error)))?;
+    path.canonicalize().map_err(|error| failed(step(), io_errno(&error)))
+}
+
+/// Every sandbox takes a pidfd, every operation a socket.
+fn raise_open_files() {
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+}
+
+/// A name for the cgroups of this data directory, so that two servers on one machine keep apart.
+fn instance_name(sandboxes: &Path) -> String {
+    use sha2::{Digest as _, Sha256};
+    use std::os::unix::ffi::OsStrExt as _;
+    Sha256::digest(sandboxes.as_os_str().as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn capabilities(cgroups: &CgroupBase) -> Capabilities {
+    use Capability::{Commit, CpuLimit, DiskLimit, Exec, Files, ImportImage, MemoryLimit, Metrics, Pause, PidsLimit, Ports};
+    let enforced = [(Pause, "freezer"), (MemoryLimit, "memory"), (PidsLimit, "pids"), (CpuLimit, "cpu")];
+    let enforced = enforced.into_iter().filter(|(_, controller)| cgroups.enforces(controller)).map(|(capability, _)| capability);
+    Capabilities::of([Exec, Files, Ports, Metrics, Commit, ImportImage, DiskLimit].into_iter().chain(enforced))
+}
+
+/// A failed step. What the machine ran out of is said as such.
+fn failed(step: impl Into<String>, errno: Errno) -> DriverError {
+    let step = step.into();
+    let what = match errno {
+        Errno::NOSPC if step.starts_with("clone ") => "namespaces (see /proc/sys/user/max_*_namespaces)",
+        Errno::NOSPC | Errno::DQUOT => "disk space",
+        Errno::MFILE | Errno::NFILE => "file descriptors",
+        Errno::AGAIN => "processes",
+        Errno::NOMEM => "memory",
+        _ => return DriverError::Failed { step, detail: errno.to_string() },
+    };
+    DriverError::Exhausted { what, detail: format!("failed to {step}: {errno}") }
+}
+
+fn io_errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, HashMap<SandboxId, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Ranges> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, id: SandboxId) -> Result<Arc<Live>, DriverError> {
+        self.live().get(&id).cloned().ok_or(DriverError::Gone { id })
+    }
+
+    /// Connects to an agent. The path leads through an open directory, since socket paths have at most 107 bytes (unix(7)).
+    async fn connect(&self, id: SandboxId) -> Result<UnixStream, DriverError> {
+        let path = format!("/proc/self/fd/{}/{id}/agent.sock", self.sandboxes_fd.as_raw_fd());
+        let mut tries = 0;
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && tries < CONNECT_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => match io_errno(&error) {
+                    Errno::NOENT | Errno::CONNREFUSED => return Err(DriverError::Gone { id }),
+                    errno => return Err(failed("connect to the agent", errno)),
+                },
+            }
+        }
+    }
+
+    /// Asks one thing that has one answer.
+    async fn ask(&self, id: SandboxId, request: &Request, expected: &'static str) -> Result<Reply, DriverError> {
+        let stream = self.connect(id).await?;
+        let mut connection = Connection::begin(stream, request).await?;
+        Ok(connection.reply(expected).await?)
+    }
+
+    async fn ping(&self, id: SandboxId, wait: Duration) -> Result<(), DriverError> {
+        match tokio::time::timeout(wait, self.ask(id, &Request::Ping, "a pong")).await {
+            Ok(Ok(Reply::Pong { .. })) => Ok(()),
+            Ok(Ok(_)) => Err(sandbank_agent_protocol::ClientError::OutOfTurn { expected: "a pong" }.into()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(DriverError::TimedOut { what: "the agent", waited_ms: millis(wait) }),
+        }
+    }
+
+    async fn freeze(&self, live: &Live) -> Result<(), DriverError> {
+        live.cgroups.set_frozen(true).map_err(|errno| failed("freeze the sandbox", errno))?;
+        let began = tokio::time::Instant::now();
+        while !live.cgroups.is_frozen().map_err(|errno| failed("freeze the sandbox", errno))? {
+            let waited = began.elapsed();
+            if waited >= FREEZE_WAIT {
+                let _ = live.cgroups.set_frozen(false);
+                return Err(DriverError::TimedOut { what: "the freezer", waited_ms: millis(FREEZE_WAIT) });
+            }
+            // An idle sandbox stands still within microseconds; a timer would take a millisecond.
+            if waited < FREEZE_SPIN { tokio::task::yield_now().await } else { tokio::time::sleep(Duration::from_millis(1)).await }
+        }
+        live.set_frozen(true);
+        Ok(())
+    }
+
+    fn thaw(&self, live: &Live) -> Result<(), DriverError> {
+        live.cgroups.set_frozen(false).map_err(|errno| failed("thaw the sandbox", errno))?;
+        live.set_frozen(false);
+        Ok(())
+    }
+
+    async fn metrics(&self, live: &Live) -> Metrics {
+        // A frozen agent cannot answer, and a broken one must not hide what the host knows.
+        let inside = if live.is_frozen() {
+            Metrics::default()
+        } else {
+            match tokio::time::timeout(METRICS_WAIT, self.ask(live.id, &Request::Metrics, "counters")).await {
+                Ok(Ok(Reply::Metrics(metrics))) => metrics,
+                _ => Metrics::default(),
+            }
+        };
+        let host = live.cgroups.stats();
+        let or = |host: u64, inside: u64| if host > 0 { host } else { inside };
+        Metrics {
+            cpu_used_us: or(host.cpu_used_us, inside.cpu_used_us),
+            cpu_limit_millis: live.limits.cpu_millis,
+            memory_used_bytes: or(host.memory_used_bytes, inside.memory_used_bytes),
+            memory_cache_bytes: or(host.memory_cache_bytes, inside.memory_cache_bytes),
+            memory_limit_bytes: live.limits.memory_bytes,
+            disk_used_bytes: live.disk_used(),
+            disk_limit_bytes: live.limits.disk_bytes,
+            pids: if host.pids > 0 { host.pids } else { inside.pids },
+            pids_limit: live.limits.pids,
+            oom_kills: host.oom_kills,
+            agent_bytes: inside.agent_bytes,
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for LinuxDriver {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    async fn create(&self, request: CreateRequest) -> Result<DriverHandle, DriverError> {
+        self.shared.create(request).await
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), DriverError> {
+        self.shared.destroy(id).await
+    }
+
+    async fn pause(&self, target: Target<'_>) -> Result<(), DriverError> {
+        let live = self.shared.get(target.id)?;
+        self.shared.capabilities.require(Capability::Pause)?;
+        self.shared.freeze(&live).await
+    }
+
+    async fn resume(&self, target: Target<'_>) -> Result<(), DriverError> {
+        let live = self.shared.get(target.id)?;
+        self.shared.capabilities.require(Capability::Pause)?;
+        self.shared.thaw(&live)
+    }
+
+    async fn open(&self, target: Target<'_>, request: &Request) -> Result<Connection, DriverError> {
+        self.shared.get(target.id)?;
+        let stream = self.shared.connect(target.id).await?;
+        Ok(Connection::begin(stream, request).await?)
+    }
+
+    async fn metrics(&self, target: Target<'_>) -> Result<Metrics, DriverError> {
+        let live = self.shared.get(target.id)?;
+        Ok(self.shared.metrics(&live).await)
+    }
+
+    async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError> {
+        self.shared.adopt(known).await
+    }
+
+    fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn builtin_image(&self) -> Option<NewLayers> {
+        Some(self.shared.images.builtin_image())
+    }
+
+    async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
+        let _ = source;
+        Err(DriverError::Unsupported { capability: Capability::ImportImage })
+    }
+
+    async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError> {
+        let _ = (target, image);
+        Err(DriverError::Unsupported { capability: Capability::Commit })
+    }
+
+    async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {
+        let images = self.shared.images.clone();
+        let in_use: Vec<String> = self.shared.live().values().flat_map(|live| live.layers.iter().cloned()).collect();
+        blocking("remove layers", move || images.retain_layers(&used, &in_use)).await
+    }
+}
+
+/// Runs what waits for the disk where that harms nobody.
+async fn blocking<T: Send + 'static>(
+    step: &'static str,
+    action: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    match tokio::task::spawn_blocking(action).await {
+        Ok(result) => result,
+        Err(error) => Err(DriverError::Failed { step: step.to_owned(), detail: error.to_string() }),
+    }
+}

@@ -1,0 +1,132 @@
+//! What happens to sandboxes without being asked: their end, lack of memory, too much on disk.
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use sandbank_driver::DriverEvent;
+
+use super::Shared;
+use super::live::Live;
+
+/// How often every sandbox's out-of-memory counter is read.
+const OOM_PERIOD: Duration = Duration::from_secs(2);
+/// Rest between two rounds over all sandboxes' disks.
+const DISK_PERIOD: Duration = Duration::from_secs(10);
+/// A walk over a sandbox's files stops after this long, to be fair to the others.
+const DISK_WALK_MAX: Duration = Duration::from_secs(2);
+/// CPU time since the last walk below which a sandbox has hardly written anything worth a walk, microseconds.
+const DISK_IDLE_CPU_US: u64 = 20_000;
+/// Deepest directory that a walk enters.
+const DISK_DEPTH_MAX: usize = 256;
+
+/// Starts the periodic watchers. They end with the driver.
+pub(super) fn start(shared: &Arc<Shared>) -> Vec<tokio::task::JoinHandle<()>> {
+    vec![tokio::spawn(watch_memory(Arc::downgrade(shared))), tokio::spawn(watch_disks(Arc::downgrade(shared)))]
+}
+
+impl Shared {
+    /// Watches for the end of one sandbox.
+    pub(super) fn watch(self: &Arc<Self>, live: &Arc<Live>) {
+        let (shared, watched) = (Arc::downgrade(self), Arc::clone(live));
+        let task = tokio::spawn(async move {
+            watched.ended().await;
+            let Some(shared) = shared.upgrade().filter(|_| !watched.is_ending()) else { return };
+            let out_of_memory = watched.new_oom_kills();
+            let detail = if out_of_memory {
+                "the kernel killed its first process for want of memory".to_owned()
+            } else {
+                "its first process ended".to_owned()
+            };
+            let _ = shared.events.send(DriverEvent::Ended { id: watched.id, out_of_memory, detail }).await;
+        });
+        live.watched_by(task.abort_handle());
+    }
+
+    fn all_live(&self) -> Vec<Arc<Live>> {
+        self.live().values().filter(|live| !live.is_ending()).cloned().collect()
+    }
+}
+
+async fn watch_memory(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(OOM_PERIOD).await;
+        let Some(shared) = shared.upgrade() else { return };
+        for live in shared.all_live() {
+            // The first process's own end is told by its watcher, with the counter.
+            let alive = tokio::time::timeout(Duration::ZERO, live.ended()).await.is_err();
+            if alive && live.new_oom_kills() {
+                let _ = shared.events.send(DriverEvent::OutOfMemory { id: live.id }).await;
+            }
+        }
+    }
+}
+
+async fn watch_disks(shared: Weak<Shared>) {
+    let mut cpu_at_walk = std::collections::HashMap::new();
+    loop {
+        tokio::time::sleep(DISK_PERIOD).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let all = shared.all_live();
+        cpu_at_walk.retain(|id, _| all.iter().any(|live| live.id == *id));
+        for live in all {
+            let cpu = live.cgroups.cpu_used_us();
+            let idle = cpu_at_walk.get(&live.id).is_some_and(|then| cpu.saturating_sub(*then) < DISK_IDLE_CPU_US);
+            if live.is_frozen() || (idle && cpu > 0) {
+                continue;
+            }
+            cpu_at_walk.insert(live.id, cpu);
+            let dir = shared.sandboxes.join(live.id.to_string());
+            let Ok(used_bytes) = tokio::task::spawn_blocking(move || disk_usage(&dir)).await else { return };
+            if live.note_disk_used(used_bytes) {
+                let limit_bytes = live.limits.disk_bytes;
+                let _ = shared.events.send(DriverEvent::DiskLimit { id: live.id, used_bytes, limit_bytes }).await;
+            }
+        }
+    }
+}
+
+/// Bytes on disk of what a sandbox has written.
+pub(super) fn disk_usage(sandbox: &Path) -> u64 {
+    let mut total = 0;
+    let deadline = Instant::now() + DISK_WALK_MAX;
+    for part in ["upper", "grafts"] {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(dir) = rustix::fs::openat(CWD, sandbox.join(part), flags, Mode::empty()) {
+            // What cannot be read (a directory that vanishes meanwhile) counts nothing.
+            let _ = walk(&dir, 0, deadline, &mut total);
+        }
+    }
+    total
+}
+
+fn walk(dir: &rustix::fd::OwnedFd, depth: usize, deadline: Instant, total: &mut u64) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut entries = Dir::read_from(dir)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        if Instant::now() > deadline {
+            return Err(Errno::TIMEDOUT);
+        }
+        let Ok(stat) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        // A block is 512 bytes, whatever the file system's own (stat(2)). A file with several names counts once a name at most.
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        *total = total.saturating_add(bytes / u64::try_from(stat.st_nlink).unwrap_or(1).max(1));
+        let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
+        if is_dir {
+            *total = total.saturating_add(bytes - bytes / u64::try_from(stat.st_nlink).unwrap_or(1).max(1));
+            if depth < DISK_DEPTH_MAX
+                && let Ok(child) = rustix::fs::openat(dir, name, flags, Mode::empty())
+            {
+                walk(&child, depth + 1, deadline, total)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The launcher: a process with one thread that clones sandboxes on the server's orders.
+//!
+//! It holds no state that matters: what exists is on disk and in the cgroup tree. Killed at any moment, it takes the sandboxes
+//! that are still being set up with it and leaves the others running; the server starts another one.
+
+mod child;
+mod message;
+mod mounts;
+mod step;
+mod userns;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::channel;
+use crate::seccomp::Filter;
+use crate::sys::{self, Cloned};
+pub(crate) use message::{Answer, FDS_VARIABLE, MakeOrder, Order, PACKET_MAX};
+use step::{At, Step, StepError};
+use userns::UserNamespaces;
+
+/// The agent's program, built by the build script.
+static AGENT: &[u8] = include_bytes!(env!("SANDBANK_AGENT"));
+
+/// Connections to an agent that may wait to be accepted.
+const AGENT_BACKLOG: i32 = 1024;
+/// The lowest number that the launcher's own descriptors have: out of the way of those that the agent gets.
+const OWN_FDS_FROM: i32 = 16;
+const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+
+/// Runs the launcher on the descriptors that [`crate::LinuxDriver`] left open for it. Never returns.
+///
+/// Must be called before the process has made a second thread or opened anything: it clones, and it closes what it does not
+/// know.
+pub fn launcher_main() -> ! {
+    let code = match Launcher::start().and_then(|mut launcher| launcher.serve()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("sandbank launcher: failed to {}: {}", error.step, error.errno);
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+struct Launcher {
+    channel: OwnedFd,
+    /// Held as long as this process, or a child that is still being set up, lives.
+    _lock: OwnedFd,
+    own_pidfd: OwnedFd,
+    agent: OwnedFd,
+    filter: Filter,
+    namespaces: UserNamespaces,
+    sandboxes: PathBuf,
+    sandboxes_fd: OwnedFd,
+}
+
+impl Launcher {
+    fn start() -> Step<Self> {
+        let (channel, lock) = inherited_descriptors()?;
+        // The kernel reaps children; what ends on a terminal's Ctrl-C or hangup is the server, which then closes the channel.
+        sys::ignore_signals(&[libc::SIGCHLD, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE]);
+        let _ = rustix::process::setsid();
+        rustix::process::umask(Mode::from_raw_mode(0o077));
+        let own = rustix::process::getpid();
+        let own_pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).at("open its own pidfd")?;
+        let agent = sealed_agent().at("seal the agent's program")?;
+        let filter = Filter::compile().map_err(|_| StepError { step: "compile the system call filter", errno: Errno::INVAL })?;
+        let sandboxes = match receive(&channel)? {
+            Some(Order::Configure { sandboxes }) => sandboxes,
+            _ => return Err(Errno::PROTO).at("be configured"),
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let sandboxes_fd = rustix::fs::open(&sandboxes, flags, Mode::empty()).at("open the directory of sandboxes")?;
+        Ok(Self {
+            channel,
+            _lock: lock,
+            own_pidfd,
+            agent,
+            filter,
+            namespaces: UserNamespaces::default(),
+            sandboxes,
+            sandboxes_fd,
+        })
+    }
+
+    /// Takes orders until the server closes its end.
+    fn serve(&mut self) -> Step<()> {
+        while let Some(order) = receive(&self.channel)? {
+            let Order::Make(order) = order else { return Err(Errno::PROTO).at("take an order") };
+            match self.make(&order) {
+                Ok((pid, pidfd)) => self.answer(&Answer::Begun { seq: order.seq, pid }, Some(pidfd.as_fd()))?,
+                Err(error) => self.answer(&failure(&order, error), None)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, answer: &Answer, pidfd: Option<BorrowedFd<'_>>) -> Step<()> {
+        channel::send(self.channel.as_fd(), answer, pidfd, SendFlags::NOSIGNAL).at("answer the server")
+    }
+
+    /// Begins a sandbox: its directory, its agent's socket, its first process.
+    fn make(&mut self, order: &MakeOrder) -> Step<(u32, OwnedFd)> {
+        let name = order.manifest.id.to_string();
+        let range = order.manifest.range.ok_or(Errno::INVAL).at("read the order")?;
+        let userns = self.namespaces.get(range)?;
+        rustix::fs::mkdirat(&self.sandboxes_fd, &name, Mode::RWXU).at("make the sandbox's directory")?;
+        let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir_fd =
+            rustix::fs::openat(&self.sandboxes_fd, &name, dir_flags, Mode::empty()).at("open the sandbox's directory")?;
+        let listener = listen(dir_fd.as_fd()).at("make the agent's socket")?;
+        let mut unified = None;
+        for group in order.cgroups.iter().filter(|group| group.v2) {
+            child::make_cgroup(group)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            unified = Some(rustix::fs::open(&group.dir, flags, Mode::empty()).at("open the cgroup")?);
+        }
+        let dir = self.sandboxes.join(&name);
+        // SAFETY: the launcher has a single thread.
+        match unsafe { sys::clone3(NAMESPACES, unified.as_ref().map(AsFd::as_fd)) }.at("clone the first process")? {
+            Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
+            Cloned::Child => {
+                let child = child::Child {
+                    order,
+                    dir: &dir,
+                    listener: listener.as_fd(),
+                    agent: self.agent.as_fd(),
+                    userns: (*userns).as_fd(),
+                    launcher: self.own_pidfd.as_fd(),
+                    filter: &self.filter,
+                };
+                let error = child.run();
+                let _ = self.answer(&failure(order, error), None);
+                sys::exit_now(1)
+            }
+        }
+    }
+}
+
+fn failure(order: &MakeOrder, error: StepError) -> Answer {
+    Answer::Failed { seq: order.seq, step: error.step.to_owned(), errno: error.errno.raw_os_error() }
+}
+
+fn receive(channel: &OwnedFd) -> Step<Option<Order>> {
+    let mut packet = vec![0; PACKET_MAX];
+    let received = channel::receive::<Order>(channel.as_fd(), &mut packet).at("take an order")?;
+    Ok(received.map(|(order, _)| order))
+}
+
+/// The channel and the lock, moved out of the way of the agent's numbers, and everything else closed.
+fn inherited_descriptors() -> Step<(OwnedFd, OwnedFd)> {
+    let text = std::env::var(FDS_VARIABLE).unwrap_or_default();
+    let numbers = text.split_once(',').and_then(|(channel, lock)| Some((channel.parse().ok()?, lock.parse().ok()?)));
+    let (channel, lock): (RawFd, RawFd) = numbers.ok_or(Errno::BADF).at("find the server's channel")?;
+    if channel <= 2 || lock <= 2 {
+        return Err(Errno::BADF).at("find the server's channel");
+    }
+    // SAFETY: the driver left exactly these two open for us, and nothing in this process owns them.
+    let (channel, lock) = unsafe { (BorrowedFd::borrow_raw(channel), BorrowedFd::borrow_raw(lock)) };
+    let away = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, OWN_FDS_FROM).at("find the server's channel");
+    let (channel, lock) = (away(channel)?, away(lock)?);
+    let (low, high) = (channel.as_raw_fd().min(lock.as_raw_fd()), channel.as_raw_fd().max(lock.as_raw_fd()));
+    for (first, last) in [(3, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
+        // SAFETY: besides the standard streams this process uses nothing yet but the two descriptors left out.
+        unsafe { sys::close_between(first, last) }.at("close what it does not know")?;
+    }
+    Ok((channel, lock))
+}
+
+/// The agent's program in memory, so that no path leads to it. Nobody can change it, and its mode lets the sandboxes run it but
+/// not read it: a process that runs what it cannot read is not dumpable, so nothing inside can trace it or open its `/proc`
+/// entries (ptrace(2), `PR_SET_DUMPABLE` in prctl(2)).
+fn sealed_agent() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // The flag that says that it will be run exists since Linux 6.3; before, all can be.
+    let memory = match rustix::fs::memfd_create("sandbank-agent", flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create("sandbank-agent", flags)?,
+        result => result?,
+    };
+    let mut rest = AGENT;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&memory, rest)?;
+        rest = &rest[written..];
+    }
+    rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o111))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    // Sealing the executable bits exists since Linux 6.3.
+    match rustix::fs::fcntl_add_seals(&memory, seals | SealFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::fcntl_add_seals(&memory, seals)?,
+        result => result?,
+    }
+    // The descriptor that runs must not be one that can write, or the kernel says ETXTBSY.
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A listening socket named `agent.sock` in `dir`, reached through its descriptor since socket paths are short.
+fn listen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let path = format!("/proc/self/fd/{}/agent.sock", dir.as_raw_fd());
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, AGENT_BACKLOG)?;
+    Ok(socket)
+}

@@ -1,0 +1,229 @@
+//! The file systems of a sandbox, mounted by its first process in its own mount namespace before it gives up its rights.
+//!
+//! Everything is mounted while the process still belongs to the initial user namespace: the mount namespace and the network
+//! namespace are then owned by that one, and the sandbox's root has no power over them.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::step::{At, Step};
+use crate::image::{Graft, RootPlan};
+use crate::sys;
+
+const NOSUID_NODEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NOSUID_NODEV_NOEXEC: MountFlags = NOSUID_NODEV.union(MountFlags::NOEXEC);
+
+/// Files of `/proc` that tell about, or act on, the whole machine. Most are closed to the sandbox's root anyway, who is nobody
+/// outside; this closes the rest.
+const MASKED_FILES: [&str; 5] = ["proc/kcore", "proc/keys", "proc/key-users", "proc/timer_list", "proc/sysrq-trigger"];
+/// Directories of the same kind.
+const MASKED_DIRS: [&str; 3] = ["proc/acpi", "proc/scsi", "sys/firmware"];
+/// Device nodes of `/dev`: name and number.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Symbolic links of `/dev`.
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("pts/ptmx", "ptmx"),
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+];
+/// Group of terminals, as everywhere.
+const TTY_GID: u32 = 5;
+/// Longest option string that mount(2) takes, with its end.
+const OPTIONS_MAX: usize = 4095;
+
+/// What the mounts need to know about ids.
+pub(super) struct Ids<'a> {
+    /// The sandbox's user namespace: the mapping of its layers' owners.
+    pub(super) userns: BorrowedFd<'a>,
+    /// The host's id of the sandbox's root.
+    pub(super) first: u32,
+}
+
+/// Keeps mounts made here from showing elsewhere, and the other way round.
+pub(super) fn isolate() -> Step<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at("isolate the mounts")
+}
+
+/// Mounts the root overlay and its grafts over the sandbox's directory and makes it the working directory.
+pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let sandbox = rustix::fs::open(path, flags, Mode::empty()).at("open the sandbox's directory")?;
+    let sandbox = sandbox.as_fd();
+    for dir in ["upper", "work"] {
+        make_dir(sandbox, dir).at("make the upper directory")?;
+    }
+    for graft in &plan.grafts {
+        make_graft_dirs(sandbox, graft).at("make a graft's directories")?;
+    }
+    let private = attach(sandbox, clone_tree(sandbox, "", ids).at("map the upper directory")?)?;
+    let mut lowers = Vec::with_capacity(plan.lowers.len());
+    for lower in &plan.lowers {
+        lowers.push(attach(sandbox, clone_layer(lower, ids)?)?);
+    }
+    overlay(&here(sandbox), &lowers, private.as_fd(), "").at("mount the root file system")?;
+    // The path, unlike the descriptor, now leads to what was mounted last.
+    rustix::process::chdir(path).at("enter the root file system")?;
+    for graft in &plan.grafts {
+        self::graft(sandbox, graft, private.as_fd(), ids)?;
+    }
+    Ok(())
+}
+
+fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> {
+    make_dir(sandbox, "grafts")?;
+    let base = Path::new("grafts").join(&graft.target);
+    make_dir(sandbox, &base)?;
+    make_dir(sandbox, base.join("upper"))?;
+    make_dir(sandbox, base.join("work"))
+}
+
+fn graft(sandbox: BorrowedFd<'_>, graft: &Graft, private: BorrowedFd<'_>, ids: &Ids<'_>) -> Step<()> {
+    let mut lowers = Vec::with_capacity(graft.lowers.len());
+    for lower in &graft.lowers {
+        lowers.push(attach(sandbox, clone_layer(lower, ids)?)?);
+    }
+    let target = graft.target.to_str().ok_or(Errno::INVAL).at("mount a graft")?;
+    require_dir(target, ids).at("find a graft's mount point")?;
+    overlay(target, &lowers, private, &format!("/grafts/{target}")).at("mount a graft")
+}
+
+/// A path that leads to what is mounted on an open directory.
+fn here(dir: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
+
+fn make_dir(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<(), Errno> {
+    match rustix::fs::mkdirat(at, path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A detached copy of a mount, seen through the sandbox's ids.
+fn clone_tree(at: BorrowedFd<'_>, path: impl rustix::path::Arg, ids: &Ids<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(at, path, flags)?;
+    sys::idmap_mount(tree.as_fd(), ids.userns)?;
+    Ok(tree)
+}
+
+/// The same of a read-only layer. On a file system without id-mapped mounts its files belong to nobody inside, but can be read.
+fn clone_layer(path: &Path, ids: &Ids<'_>) -> Step<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, path, flags).at("open an image layer")?;
+    match sys::idmap_mount(tree.as_fd(), ids.userns) {
+        Ok(()) | Err(Errno::INVAL) => Ok(tree),
+        Err(errno) => Err(errno).at("map an image layer"),
+    }
+}
+
+/// Attaches a detached mount somewhere: before Linux 6.15 overlayfs takes no layers from detached ones. They are stacked on the
+/// sandbox's directory, each stays reachable through its descriptor, and all go away with the old root.
+fn attach(sandbox: BorrowedFd<'_>, tree: OwnedFd) -> Step<OwnedFd> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", sandbox, "", flags).at("attach a layer")?;
+    Ok(tree)
+}
+
+/// Mounts an overlay of `lowers` (top first) and `<private><prefix>/upper` on `target`.
+///
+/// `volatile`: the upper layer need not survive a crash of the machine, which ends the sandbox too; without it each fsync
+/// inside and each unmount would wait for the disk.
+fn overlay(target: &str, lowers: &[OwnedFd], private: BorrowedFd<'_>, prefix: &str) -> Result<(), Errno> {
+    let mut options = String::with_capacity(128);
+    options.push_str("lowerdir=");
+    for (index, lower) in lowers.iter().enumerate() {
+        if index > 0 {
+            options.push(':');
+        }
+        options.push_str(&here(lower.as_fd()));
+    }
+    let private = here(private);
+    options.push_str(&format!(",upperdir={private}{prefix}/upper,workdir={private}{prefix}/work,volatile"));
+    if options.len() > OPTIONS_MAX {
+        return Err(Errno::TOOBIG);
+    }
+    let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, Some(options.as_c_str()))
+}
+
+/// Makes sure that `path` (relative, in the new root) is a directory and not a link that leads elsewhere. A missing one is
+/// made, owned by the sandbox's root.
+fn require_dir(path: &str, ids: &Ids<'_>) -> Result<(), Errno> {
+    match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(()),
+        Ok(_) => Err(Errno::NOTDIR),
+        Err(Errno::NOENT) => sys::as_file_owner(ids.first, || rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn mount(kind: &str, target: &str, flags: MountFlags, options: &str) -> Result<(), Errno> {
+    let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(kind, target, kind, flags, Some(options.as_c_str()))
+}
+
+/// `/proc`, `/sys` and `/dev`, below the working directory.
+pub(super) fn system(ids: &Ids<'_>, shm_bytes: u64) -> Step<()> {
+    for dir in ["proc", "sys", "dev"] {
+        require_dir(dir, ids).at("find the mount points of /proc, /sys and /dev")?;
+    }
+    mount("proc", "proc", NOSUID_NODEV_NOEXEC, "").at("mount /proc")?;
+    mount("sysfs", "sys", NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "").at("mount /sys")?;
+    devices(ids).at("make /dev")?;
+    let (uid, tty) = (ids.first, ids.first + TTY_GID);
+    let pts = format!("newinstance,ptmxmode=0666,mode=0620,gid={tty}");
+    mount("devpts", "dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, &pts).at("mount /dev/pts")?;
+    let shm = format!("mode=1777,size={shm_bytes},uid={uid},gid={uid}");
+    mount("tmpfs", "dev/shm", NOSUID_NODEV, &shm).at("mount /dev/shm")?;
+    mask().at("mask parts of /proc and /sys")
+}
+
+fn devices(ids: &Ids<'_>) -> Result<(), Errno> {
+    let uid = ids.first;
+    let options = format!("mode=755,size=64k,nr_inodes=256,uid={uid},gid={uid}");
+    mount("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, &options)?;
+    let dev = rustix::fs::open("dev", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)));
+    for (name, major, minor) in DEVICES {
+        let number = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
+        rustix::fs::chownat(&dev, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    for (target, name) in DEVICE_LINKS {
+        rustix::fs::symlinkat(target, &dev, name)?;
+    }
+    // Mounted over, so their owners do not show.
+    rustix::fs::mkdirat(&dev, "pts", Mode::from_raw_mode(0o755))?;
+    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777))
+}
+
+fn mask() -> Result<(), Errno> {
+    for file in MASKED_FILES {
+        match rustix::mount::mount_bind("dev/null", file) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    for dir in MASKED_DIRS {
+        match mount("tmpfs", dir, NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "size=0,nr_inodes=1,mode=555") {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the working directory the root and lets go of the host's.
+pub(super) fn pivot() -> Step<()> {
+    rustix::process::pivot_root(".", ".").at("change the root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).at("let go of the host's root")?;
+    rustix::process::chdir("/").at("change the root")
+}

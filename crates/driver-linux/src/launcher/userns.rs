@@ -1,0 +1,82 @@
+//! User namespaces, one for each range of 65,536 ids, made once and kept for reuse.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
+
+use super::step::{At, Step};
+use crate::ranges::{RANGE_IDS, range_first_id};
+use crate::sys::{self, Cloned};
+
+/// Most namespaces kept open. Each holds one descriptor.
+const KEPT_MAX: usize = 4096;
+
+/// The namespaces made so far, by range index.
+#[derive(Debug, Default)]
+pub(crate) struct UserNamespaces {
+    made: HashMap<u32, Rc<OwnedFd>>,
+}
+
+impl UserNamespaces {
+    /// The one of this range.
+    pub(crate) fn get(&mut self, range: u32) -> Step<Rc<OwnedFd>> {
+        if let Some(made) = self.made.get(&range) {
+            return Ok(Rc::clone(made));
+        }
+        let fresh = Rc::new(make(range)?);
+        if self.made.len() < KEPT_MAX {
+            self.made.insert(range, Rc::clone(&fresh));
+        }
+        Ok(fresh)
+    }
+}
+
+/// Makes one through a child that lives just long enough to be given its mapping.
+fn make(range: u32) -> Step<OwnedFd> {
+    // SAFETY: the launcher has a single thread.
+    match unsafe { sys::clone3(libc::CLONE_NEWUSER, None) }.at("make a user namespace")? {
+        Cloned::Child => wait_to_be_killed(),
+        Cloned::Parent { pid, pidfd } => {
+            let namespace = map_and_open(pid, range);
+            let _ = pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
+            namespace
+        }
+    }
+}
+
+fn wait_to_be_killed() -> ! {
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    loop {
+        let _ = rustix::event::poll(&mut [], Some(&rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 }));
+        // The launcher that made this died before the death signal was asked for.
+        if rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() == 1) {
+            sys::exit_now(1);
+        }
+    }
+}
+
+fn map_and_open(pid: u32, range: u32) -> Step<OwnedFd> {
+    let map = format!("0 {} {RANGE_IDS}\n", range_first_id(range));
+    fs::write(format!("/proc/{pid}/uid_map"), &map).at("map user ids")?;
+    fs::write(format!("/proc/{pid}/gid_map"), &map).at("map group ids")?;
+    rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .at("open the user namespace")
+}
+
+/// Enters the namespace with all its capabilities and becomes its root.
+pub(crate) fn enter_as_root(namespace: BorrowedFd<'_>) -> Step<()> {
+    use rustix::fs::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let enter = || -> Result<(), Errno> {
+        sys::setns(namespace, libc::CLONE_NEWUSER)?;
+        set_thread_groups(&[])?;
+        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+    };
+    enter().at("enter the user namespace")
+}
