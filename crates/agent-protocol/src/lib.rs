@@ -12,7 +12,9 @@ mod frame;
 mod message;
 
 pub use client::{ClientError, Connection, ReadHalf, WriteHalf};
-pub use frame::{DATA_MAX, FRAME_MAX, Frame, FrameError, FrameReader, encode_frame, read_frame, write_data, write_frame, write_output};
+pub use frame::{
+    DATA_MAX, FRAME_MAX, Frame, FrameError, FrameReader, encode_frame, read_frame, write_data, write_frame, write_output,
+};
 pub use message::{
     AgentError, AttachProcess, ErrorKind, ExitStatus, FileKind, FileStat, HostMessage, ListFiles, MakeDir, Metrics, MoveFile,
     OpenMode, ProcessInfo, ProcessSelector, PtySize, ReadFile, RemoveFile, Reply, Request, ResizePty, SendSignal, StartProcess,

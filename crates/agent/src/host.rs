@@ -107,11 +107,7 @@ impl AsyncWrite for HostWriter {
         self.poll_try(cx, |stream| stream.try_write(buf))
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.poll_try(cx, |stream| stream.try_write_vectored(bufs))
     }
 

@@ -10,6 +10,7 @@ mod files;
 mod host;
 mod metrics;
 mod process;
+mod ready;
 mod server;
 mod startup;
 mod terminal;

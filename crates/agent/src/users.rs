@@ -177,10 +177,16 @@ struct Stamp {
     changed: (i64, u64),
 }
 
+#[derive(Debug)]
+struct Cached {
+    stamps: [Option<Stamp>; 2],
+    accounts: Rc<Accounts>,
+}
+
 /// The account files, parsed again when they change.
 #[derive(Debug, Default)]
 pub(crate) struct UserCache {
-    cached: RefCell<Option<([Option<Stamp>; 2], Rc<Accounts>)>>,
+    cached: RefCell<Option<Cached>>,
 }
 
 const FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -190,14 +196,14 @@ impl UserCache {
     pub(crate) fn accounts(&self) -> Rc<Accounts> {
         let stamps = FILES.map(stamp);
         let mut cached = self.cached.borrow_mut();
-        if let Some((old, accounts)) = &*cached
-            && *old == stamps
+        if let Some(known) = &*cached
+            && known.stamps == stamps
         {
-            return Rc::clone(accounts);
+            return Rc::clone(&known.accounts);
         }
         let [passwd, group] = FILES.map(read_bounded);
         let accounts = Rc::new(Accounts::parse(&passwd, &group));
-        *cached = Some((stamps, Rc::clone(&accounts)));
+        *cached = Some(Cached { stamps, accounts: Rc::clone(&accounts) });
         accounts
     }
 

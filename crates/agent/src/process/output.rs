@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::ring::{Budget, Ring};
+use crate::ready::register;
 
 /// Read at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
@@ -50,7 +51,7 @@ impl Output {
         budget: Budget,
         changed: Rc<Notify>,
     ) -> io::Result<Rc<Self>> {
-        let source = AsyncFd::with_interest(source, Interest::READABLE)?;
+        let source = register(source, Interest::READABLE)?;
         Ok(Rc::new(Self {
             stream,
             ring: RefCell::new(Ring::new(ring_bytes, budget)),
@@ -159,7 +160,10 @@ impl Output {
     }
 
     fn settle(&self) {
-        if self.grace_over.get() && self.last.get().is_none() && self.written_by_process.get().is_some_and(|own| self.end() >= own) {
+        if self.grace_over.get()
+            && self.last.get().is_none()
+            && self.written_by_process.get().is_some_and(|own| self.end() >= own)
+        {
             self.last.set(Some(self.end()));
         }
     }

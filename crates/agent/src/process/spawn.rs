@@ -74,7 +74,8 @@ fn check(request: &StartProcess) -> Outcome<()> {
 fn environment(request: &StartProcess, user: &User) -> BTreeMap<String, String> {
     let mut env = request.env.clone();
     let path = if user.uid == 0 { PATH_ROOT } else { PATH_USER };
-    let defaults = [("HOME", user.home.as_str()), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell), ("PATH", path)];
+    let defaults =
+        [("HOME", user.home.as_str()), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell), ("PATH", path)];
     for (name, value) in defaults {
         env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     }
@@ -115,11 +116,8 @@ impl Streams {
     }
 
     fn terminal(master: OwnedFd, slave: OwnedFd) -> io::Result<Self> {
-        let ours = Ours {
-            outputs: vec![(Stream::Pty, master.try_clone()?)],
-            stdin: Some(master.try_clone()?),
-            terminal: Some(master),
-        };
+        let ours =
+            Ours { outputs: vec![(Stream::Pty, master.try_clone()?)], stdin: Some(master.try_clone()?), terminal: Some(master) };
         let theirs = Theirs { stdin: slave.try_clone()?.into(), stdout: slave.try_clone()?.into(), stderr: slave.into() };
         Ok(Self { ours, theirs })
     }
@@ -261,9 +259,10 @@ fn register(table: &ProcessTable, request: StartProcess, pid: Pid, ours: Ours) -
     let ring_bytes = usize::try_from(request.ring_bytes.unwrap_or(RING_BYTES_DEFAULT)).unwrap_or(usize::MAX);
     let is_terminal = ours.terminal.is_some();
     let wired = || -> io::Result<(Vec<Rc<Output>>, Stdin)> {
-        let outputs = ours.outputs.into_iter().map(|(stream, fd)| {
-            Output::new(stream, fd, ring_bytes, table.budget.clone(), Rc::clone(&changed))
-        });
+        let outputs = ours
+            .outputs
+            .into_iter()
+            .map(|(stream, fd)| Output::new(stream, fd, ring_bytes, table.budget.clone(), Rc::clone(&changed)));
         Ok((outputs.collect::<io::Result<_>>()?, Stdin::new(ours.stdin, is_terminal)?))
     };
     let (outputs, stdin) = wired().map_err(|error| {

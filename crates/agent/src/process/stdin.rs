@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
 use crate::errors::{Outcome, refused_io};
+use crate::ready::register;
 
 /// End of input, as a terminal's user types it.
 const CONTROL_D: u8 = 4;
@@ -32,7 +33,7 @@ impl Stdin {
     /// Over the write end of a pipe or a terminal; `None`: it was never open.
     pub(crate) fn new(fd: Option<OwnedFd>, is_terminal: bool) -> io::Result<Self> {
         let was_open = fd.is_some();
-        let pipe = fd.map(|fd| AsyncFd::with_interest(fd, Interest::WRITABLE)).transpose()?;
+        let pipe = fd.map(|fd| register(fd, Interest::WRITABLE)).transpose()?;
         Ok(Self {
             pipe: RefCell::new(pipe.map(Rc::new)),
             is_terminal,
