@@ -4,6 +4,7 @@
 //! `synchronous = FULL`), and only then answers. What claims and authorised requests look at is kept in memory as well and
 //! changes after the commit. Everything else is read by a few connections of their own.
 
+mod checkpoint;
 mod error;
 mod load;
 mod memory;
@@ -27,6 +28,7 @@ use sandbank_model::{
 };
 
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
+use checkpoint::Checkpointer;
 use memory::{Memory, SandboxRow};
 use queue::Queue;
 use read::Readers;
@@ -61,7 +63,15 @@ impl SqliteStore {
         let published = Arc::new(RwLock::new(memory.clone()));
         let readers = Readers::open(path)?;
         let queue = Arc::new(Queue::new());
-        let writer = Writer { conn, queue: Arc::clone(&queue), memory, published: Arc::clone(&published), last_seq, lock };
+        let writer = Writer {
+            conn,
+            queue: Arc::clone(&queue),
+            memory,
+            published: Arc::clone(&published),
+            last_seq,
+            checkpointer: Checkpointer::start(path)?,
+            lock,
+        };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::checkpoint::{Checkpointer, checkpoint};
 use super::error::Doing;
 use super::memory::Memory;
 use super::queue::{Job, Next, Queue};
@@ -13,8 +14,8 @@ use super::schema::DatabaseLock;
 use super::unit::{Change, Unit};
 use crate::StoreError;
 
-/// The log is copied into the database after so many commands (a command writes some 5 pages of 4 KiB) ...
-const COMMANDS_IN_LOG_MAX: usize = 4000;
+/// The log is copied into the database after so many commands (a command alone writes some 5 to 8 pages of 4 KiB) ...
+const COMMANDS_BETWEEN_CHECKPOINTS: usize = 1000;
 /// ... or when nothing has come for so long after a command.
 const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_millis(200);
 
@@ -26,6 +27,7 @@ pub(super) struct Writer {
     /// What readers see: changed after the commit only.
     pub(super) published: Arc<RwLock<Memory>>,
     pub(super) last_seq: u64,
+    pub(super) checkpointer: Checkpointer,
     /// Held as long as this writer lives.
     pub(super) lock: DatabaseLock,
 }
@@ -33,39 +35,38 @@ pub(super) struct Writer {
 impl Writer {
     /// Executes commands until the queue is closed and empty, then leaves a database without a log.
     pub(super) fn run(mut self) {
-        let mut commands_in_log = 0;
+        let mut commands = 0;
         loop {
-            let patience = (commands_in_log > 0).then_some(IDLE_BEFORE_CHECKPOINT);
+            let patience = (commands > 0).then_some(IDLE_BEFORE_CHECKPOINT);
             match self.queue.next(patience) {
                 Next::Jobs(jobs) => {
-                    commands_in_log += jobs.len();
+                    commands += jobs.len();
                     self.batch(jobs);
-                    if commands_in_log >= COMMANDS_IN_LOG_MAX {
-                        self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)");
-                        commands_in_log = 0;
+                    if commands >= COMMANDS_BETWEEN_CHECKPOINTS {
+                        self.checkpointer.begin();
+                        commands = 0;
                     }
                 }
                 Next::Idle => {
-                    self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)");
-                    commands_in_log = 0;
+                    self.checkpointer.begin();
+                    commands = 0;
                 }
                 Next::Closed => break,
             }
+            // What came in while the log was copied is still in it, and a log begins anew only when nothing is left to copy.
+            // That rest is short, and nothing new comes in while this thread copies it.
+            if self.checkpointer.finished() {
+                checkpoint(&self.conn, "PASSIVE");
+            }
         }
-        self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)");
-        let Self { conn, lock, .. } = self;
+        let Self { conn, lock, checkpointer, .. } = self;
+        drop(checkpointer);
+        checkpoint(&conn, "TRUNCATE");
         if let Err((_, error)) = conn.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
         }
         // Another process may open the database from here on.
         drop(lock);
-    }
-
-    fn checkpoint(&self, pragma: &str) {
-        // Without it the log only grows longer; the next one tries again.
-        if let Err(error) = self.conn.query_row(pragma, [], |_| Ok(())) {
-            tracing::warn!(%error, "the database's log could not be copied into it");
-        }
     }
 
     /// One transaction: every command in it succeeds or fails alone, and none is answered before the commit.
