@@ -1,0 +1,593 @@
+//! The command line's grammar. What the commands do is in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Start here:
+  sandbank up                                   start a server with a pool of ready sandboxes
+  sandbank run base -- python3 -c 'print(42)'   run a program in one of them (in another terminal)
+
+Step by step:
+  ID=$(sandbank claim base)                     take a sandbox
+  sandbank cp app.py $ID:/home/user/            put a file in
+  sandbank exec $ID -- python3 app.py           run it
+  sandbank exec -it $ID -- bash                 look around
+  sandbank rm $ID                               give it back
+
+Client commands find the server by SANDBANK_URL and SANDBANK_KEY, else by the data directory.
+Exit codes: 0 success, 1 error, 2 wrong usage; run and exec end with the program's own code, or 125 when the sandbox failed.";
+
+/// Pools of ready Linux sandboxes, handed out in under a millisecond.
+#[derive(Debug, Parser)]
+#[command(name = "sandbank", version, about, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Server to talk to, such as http://127.0.0.1:7070
+    #[arg(long, global = true, env = "SANDBANK_URL", value_name = "URL", help_heading = "Connection")]
+    pub(crate) url: Option<String>,
+    /// API key to use
+    #[arg(long, global = true, env = "SANDBANK_KEY", hide_env_values = true, value_name = "KEY", help_heading = "Connection")]
+    pub(crate) key: Option<String>,
+    /// Data directory of the server on this machine [default: /var/lib/sandbank as root, else $XDG_DATA_HOME/sandbank]
+    #[arg(long, global = true, env = "SANDBANK_DATA_DIR", value_name = "DIR", help_heading = "Connection")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Configuration file (TOML)
+    #[arg(long, global = true, env = "SANDBANK_CONFIG", value_name = "FILE", help_heading = "Connection")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print JSON instead of text: one document, or one a line where output goes on
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server
+    Serve(Serve),
+    /// Run the server with defaults and a pool named `base` that is ready to claim from
+    Up(Up),
+    /// Print the export lines that point a shell, or an SDK, at the server
+    Env(Env),
+    /// Check what this machine can do: kernel, cgroups, namespaces, limits
+    Doctor,
+    /// Claim a sandbox, run a program in it, end with its exit code, and give the sandbox back
+    Run(Run),
+    /// Claim a sandbox from a pool and print its id
+    Claim(ClaimArgs),
+    /// Run a program in a sandbox
+    Exec(Exec),
+    /// Copy files and directories into or out of a sandbox
+    Cp(Cp),
+    /// List sandboxes
+    Ps(Ps),
+    /// Show what a sandbox's own command wrote
+    Logs(Logs),
+    /// Freeze sandboxes: they keep their memory and use no CPU
+    Pause(Ids),
+    /// Let paused sandboxes go on
+    Resume(Ids),
+    /// Move the end of sandboxes' leases
+    Renew(Renew),
+    /// Give sandboxes back; they are destroyed
+    Rm(Ids),
+    /// Make an image of what a sandbox changed
+    Commit(Commit),
+    /// Show what happened
+    Events(Events),
+    /// Show what a sandbox uses
+    Stats(One),
+    /// Manage pools of ready sandboxes
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Manage templates: what the sandboxes of a pool are made from
+    #[command(subcommand)]
+    Template(Template),
+    /// Manage images: root file systems
+    #[command(subcommand)]
+    Image(Image),
+    /// Manage API keys
+    #[command(subcommand)]
+    Key(Key),
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Serve {
+    /// Address to listen on, IP:PORT; port 0 takes a free one [default: 127.0.0.1:7070]
+    #[arg(long, env = "SANDBANK_LISTEN", value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// The installation's admin key; without one a first start makes it and keeps it in the data directory. There is no option
+    /// for it, because options are seen by every user of the machine.
+    #[arg(skip = std::env::var("SANDBANK_ADMIN_KEY").ok().filter(|key| !key.is_empty()))]
+    pub(crate) admin_key: Option<String>,
+}
+
+/// Options of `up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+    /// Sandboxes that the pool `base` keeps ready
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) replicas: u32,
+    /// Show a claimed sandbox running a program first, with the time that each step took
+    #[arg(long)]
+    pub(crate) demo: bool,
+}
+
+/// Options of `env`.
+#[derive(Debug, Args)]
+pub(crate) struct Env {
+    /// Whose variables: the API that your program speaks
+    #[arg(value_name = "DIALECT")]
+    pub(crate) dialect: String,
+}
+
+/// A sandbox by id.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+/// One or more sandboxes by id.
+#[derive(Debug, Args)]
+pub(crate) struct Ids {
+    /// Sandbox ids
+    #[arg(value_name = "ID", required = true, num_args = 1..)]
+    pub(crate) ids: Vec<String>,
+}
+
+/// What a lease can be asked for.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct LeaseArgs {
+    /// End the lease after this long, such as 90s, 30m or 1h30m; 0 for never
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<String>,
+    /// End the lease when nothing was done for this long; 0 for never
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) idle_timeout: Option<String>,
+    /// What happens when the lease ends by itself
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_expiry: Option<OnExpiry>,
+}
+
+/// What happens when a lease ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnExpiry {
+    /// The sandbox is destroyed
+    Kill,
+    /// The sandbox is paused
+    Pause,
+    /// The sandbox is kept as it is, frozen
+    Keep,
+}
+
+/// Resources of a sandbox.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ResourceArgs {
+    /// CPU limit: cores (2) or thousandths (500m)
+    #[arg(long, value_name = "CPU", help_heading = "Resources")]
+    pub(crate) cpu: Option<String>,
+    /// Memory limit, such as 512Mi or 2Gi
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) memory: Option<String>,
+    /// Disk limit, such as 4Gi
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) disk: Option<String>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub(crate) pids: Option<u32>,
+}
+
+/// What programs in a sandbox get.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ProcessArgs {
+    /// Environment variable; may be repeated
+    #[arg(short = 'e', long = "env", value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// User to run as, by name or number
+    #[arg(short = 'u', long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Working directory
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+}
+
+/// How the person's terminal and input are connected.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct StdioArgs {
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Run on a terminal of its own (needs a terminal here)
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  sandbank run base -- python3 -c 'print(42)'\n  sandbank run -it base -- bash\n  \
+    sandbank run --image host -- sh -c 'exit 7'; echo $?")]
+pub(crate) struct Run {
+    /// Pool to claim from
+    #[arg(value_name = "POOL", required_unless_present = "image", conflicts_with = "image")]
+    pub(crate) pool: Option<String>,
+    /// Make a sandbox of this image instead of claiming one from a pool
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    #[command(flatten)]
+    pub(crate) stdio: StdioArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Options of `claim`.
+#[derive(Debug, Args)]
+pub(crate) struct ClaimArgs {
+    /// Pool to claim from
+    #[arg(value_name = "POOL")]
+    pub(crate) pool: String,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Your own words about it; may be repeated
+    #[arg(short = 'm', long = "metadata", value_name = "NAME=VALUE")]
+    pub(crate) metadata: Vec<String>,
+    /// Environment variable of everything that runs in it; may be repeated
+    #[arg(short = 'e', long = "env", value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Do not wait when no sandbox is ready
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  sandbank exec $ID -- python3 app.py\n  sandbank exec -it $ID -- bash\n  \
+    tar c src | sandbank exec -i $ID -- tar x -C /home/user")]
+pub(crate) struct Exec {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) stdio: StdioArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    /// Program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Options of `cp`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  sandbank cp app/ $ID:/home/user/        the directory app, into /home/user\n  \
+    sandbank cp $ID:/home/user/out.csv .    a file, out of it\n  sandbank cp $ID:/etc/passwd -           a file, to standard output")]
+pub(crate) struct Cp {
+    /// What to copy: a path, ID:PATH, or - for standard input
+    #[arg(value_name = "SRC")]
+    pub(crate) source: String,
+    /// Where to: a path, ID:PATH, or - for standard output
+    #[arg(value_name = "DST")]
+    pub(crate) target: String,
+    /// Own what is made in the sandbox as this user
+    #[arg(short = 'u', long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+}
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Also those that have ended
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+    /// Also those that wait for a claim
+    #[arg(long)]
+    pub(crate) warm: bool,
+    /// Only those of this pool
+    #[arg(long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// Only ids, one a line
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+/// Options of `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Go on with what is written from now on
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), conflicts_with = "follow")]
+    pub(crate) lines: Option<u32>,
+}
+
+/// Options of `renew`.
+#[derive(Debug, Args)]
+pub(crate) struct Renew {
+    /// Sandbox ids
+    #[arg(value_name = "ID", required = true, num_args = 1..)]
+    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Never move the end earlier
+    #[arg(long)]
+    pub(crate) only_extend: bool,
+}
+
+/// Options of `commit`.
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Name of the new image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// Options of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Only those of this sandbox
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// Go on with what happens from now on
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// How many of the newest
+    #[arg(short = 'n', long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) last: u32,
+}
+
+/// `pool …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pool {
+    /// Make a pool that keeps sandboxes ready
+    #[command(after_help = "Examples:\n  sandbank pool create web --image host --replicas 8\n  \
+        sandbank pool create jobs --template trainer --replicas 2 --max 16 --timeout 1h")]
+    Create(PoolCreate),
+    /// List pools
+    List,
+    /// Show a pool
+    Show(Named),
+    /// Change how many sandboxes a pool keeps
+    Scale(PoolScale),
+    /// Take a template's newest version into a pool
+    Sync(Named),
+    /// Delete a pool: its ready sandboxes go, claimed ones live until they are given back
+    Delete(Named),
+}
+
+/// An object by name.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// Options of `pool create`.
+#[derive(Debug, Args)]
+pub(crate) struct PoolCreate {
+    /// Name: lower-case letters, digits and '-'
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Template that its sandboxes are made from
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "image", required_unless_present = "image")]
+    pub(crate) template: Option<String>,
+    /// Image that its sandboxes are made from
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Sandboxes to keep ready
+    #[arg(long, value_name = "N")]
+    pub(crate) replicas: u32,
+    /// Least that a change of scale may set
+    #[arg(long, value_name = "N")]
+    pub(crate) min: Option<u32>,
+    /// Most sandboxes, claimed ones included
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<u32>,
+    /// Count claimed sandboxes in --replicas too, as AgentBox does
+    #[arg(long)]
+    pub(crate) total: bool,
+    #[command(flatten)]
+    pub(crate) resources: ResourceArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+}
+
+/// Options of `pool scale`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct PoolScale {
+    /// Name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Sandboxes to keep ready
+    #[arg(value_name = "REPLICAS", group = "change")]
+    pub(crate) replicas: Option<u32>,
+    /// Least
+    #[arg(long, value_name = "N", group = "change")]
+    pub(crate) min: Option<u32>,
+    /// Most
+    #[arg(long, value_name = "N", group = "change")]
+    pub(crate) max: Option<u32>,
+}
+
+/// `template …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Template {
+    /// Make a template
+    Create(TemplateCreate),
+    /// List templates
+    List,
+    /// Show a template
+    Show(Named),
+    /// Delete a template; pools made from it keep their copy
+    Delete(Named),
+}
+
+/// Options of `template create`.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateCreate {
+    /// Name: lower-case letters, digits and '-'
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Version x.y.z
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) version: Option<String>,
+    /// For people
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// Write a newer version of a template that exists
+    #[arg(long)]
+    pub(crate) update: bool,
+    /// Port that programs in it serve on; may be repeated
+    #[arg(long = "port", value_name = "PORT")]
+    pub(crate) ports: Vec<u16>,
+    #[command(flatten)]
+    pub(crate) resources: ResourceArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    /// Program started once in each sandbox
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `image …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Import a root file system from a tar archive (plain or gzip) or a directory on the server's machine
+    Import(ImageImport),
+    /// List images
+    List,
+    /// Show an image
+    Show(Named),
+    /// Delete an image that nothing uses
+    Delete(Named),
+}
+
+/// Options of `image import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageImport {
+    /// Name of the image, such as debian:12
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Archive or directory
+    #[arg(value_name = "ROOTFS")]
+    pub(crate) path: PathBuf,
+    /// Only for the caller's own tenant, not for everybody
+    #[arg(long)]
+    pub(crate) private: bool,
+}
+
+/// `key …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key and print it, once
+    Create(KeyCreate),
+    /// List keys
+    List(KeyList),
+    /// Revoke a key, by its key id
+    Revoke(Named),
+}
+
+/// Options of `key create`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyCreate {
+    /// Team that the key is for (admins; without it the key is your own)
+    #[arg(long, value_name = "TEAM", requires = "user")]
+    pub(crate) team: Option<String>,
+    /// User that the key is for (admins)
+    #[arg(long, value_name = "USER", requires = "team")]
+    pub(crate) user: Option<String>,
+    /// What the key may do (admins)
+    #[arg(long, value_name = "ROLE", requires = "team", value_parser = ["tenant", "admin", "owner", "member", "application"])]
+    pub(crate) role: Option<String>,
+    /// For people
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// Stop working after this long, such as 720h
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) expires_in: Option<String>,
+}
+
+/// Options of `key list`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyList {
+    /// Keys of all tenants (admins)
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_a_pool_or_an_image_and_a_program() {
+        let Command::Run(run) = parse("sandbank run base -- sh -c -x").unwrap().command else { panic!("run") };
+        assert_eq!((run.pool.as_deref(), run.command), (Some("base"), vec!["sh".to_owned(), "-c".to_owned(), "-x".to_owned()]));
+        let Command::Run(run) = parse("sandbank run --image host -it -- bash").unwrap().command else { panic!("run") };
+        assert!(run.pool.is_none() && run.stdio.interactive && run.stdio.tty);
+        for wrong in ["sandbank run base", "sandbank run -- true", "sandbank run base --image host -- true"] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_pool_needs_a_template_or_an_image() {
+        for wrong in
+            ["pool create p --replicas 1", "pool create p --image host", "pool create p --image a --template b --replicas 1"]
+        {
+            assert!(parse(&format!("sandbank {wrong}")).is_err(), "{wrong}");
+        }
+        assert!(parse("sandbank pool create p --image host --replicas 2 --max 9 --total -e A=b --cpu 500m").is_ok());
+        assert!(parse("sandbank pool scale p").is_err());
+        assert!(parse("sandbank pool scale p 3").is_ok());
+        assert!(parse("sandbank pool scale p --max 3").is_ok());
+    }
+
+    #[test]
+    fn global_options_may_stand_behind_the_command() {
+        let cli = parse("sandbank ps --json --url http://127.0.0.1:1 --key k --all").unwrap();
+        assert!(cli.global.json);
+        assert_eq!(cli.global.url.as_deref(), Some("http://127.0.0.1:1"));
+    }
+}

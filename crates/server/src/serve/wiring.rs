@@ -1,0 +1,71 @@
+//! Which adapter stands behind which port.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
+use sandbank_control::{Background, Control};
+use sandbank_driver::Driver;
+use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
+use sandbank_store::{SqliteStore, Store};
+
+use super::system::{SystemClock, SystemEntropy};
+use super::telemetry;
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::failure::{Failure, Result};
+
+/// How often histograms are folded: between two, they keep every sample.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// A started server without its listener.
+pub(crate) struct Parts {
+    /// All routes.
+    pub(crate) router: Router,
+    /// Reconcilers and timers.
+    pub(crate) background: Background,
+    /// To be closed at the end.
+    pub(crate) store: Arc<dyn Store>,
+}
+
+/// Opens the store, starts the driver, takes over what an earlier server left, and starts the background work.
+pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) -> Result<Parts> {
+    let metrics = telemetry::metrics()?;
+    let database = data_dir.path().join("sandbank.db");
+    let store: Arc<dyn Store> = Arc::new(open_store(database).await?);
+    let driver = LinuxDriver::start(LinuxConfig::new(data_dir.path())).await.map_err(|error| {
+        Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
+    })?;
+    let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
+    let control =
+        Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), config.settings.clone());
+    let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
+    control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
+    let recovery = control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
+    tracing::info!(
+        adopted = recovery.adopted,
+        lost = recovery.lost,
+        cleaned = recovery.cleaned,
+        orphans = recovery.orphans,
+        "recovered"
+    );
+    let background = control.start();
+    let router = routes(config, control, metrics);
+    Ok(Parts { router, background, store })
+}
+
+/// Opening reads the database and may migrate it: not on a thread that serves.
+async fn open_store(database: PathBuf) -> Result<SqliteStore> {
+    match tokio::task::spawn_blocking(move || SqliteStore::open(database)).await {
+        Ok(opened) => opened.map_err(|error| Failure::new(error.to_string())),
+        Err(error) => Err(Failure::new(format!("cannot open the database: {error}"))),
+    }
+}
+
+/// The routes of every dialect.
+fn routes(_config: &Config, _control: Control, _metrics: PrometheusHandle) -> Router {
+    let _ = UPKEEP;
+    Router::new()
+}
