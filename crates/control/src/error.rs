@@ -40,6 +40,8 @@ pub enum Detail {
     PoolStatus(PoolCounts),
     /// The state found.
     State(State),
+    /// The caller's tenant has no API key yet, and this needs one (native.md §8, `API_KEY_REQUIRED`).
+    ApiKeyRequired,
 }
 
 /// A pool in an error's detail.

@@ -2,11 +2,58 @@
 //!
 //! A dialect calls [`Control`] and nothing else. Every use case takes the [`Caller`]; another tenant's object looks missing.
 //! Time and randomness come from [`Clock`] and [`Entropy`], which only the server implements for real.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | `auth`, `keys`, `owners` | who is asking, and what they may do |
+//! | `templates`, `pools`, `images` | the objects that sandboxes are made from |
+//! | `claim`, `create`, `make`, `destroy` | how a sandbox comes and goes |
+//! | `sandboxes`, `lifecycle`, `transitions` | what is shown of it and how its record moves |
+//! | `agent`, `processes`, `files`, `ports`, `logs`, `readiness` | operations inside |
+//! | `activity`, `streams`, `deadlines`, `expiry` | when a lease ends |
+//! | `runtimes`, `reconcile`, `start`, `recover`, `background` | what runs beside requests |
 
+mod activity;
+mod agent;
+mod auth;
+mod background;
+mod claim;
 mod control;
+mod convert;
+mod create;
+mod deadlines;
+mod destroy;
 mod error;
+mod expiry;
+mod files;
+mod images;
+mod keys;
+mod lifecycle;
+mod limits;
+mod locks;
+mod logs;
+mod make;
+mod owners;
+mod pools;
+mod ports;
+mod processes;
+mod quota;
+mod readiness;
+mod reconcile;
+mod recover;
+mod runtimes;
+mod sandboxes;
+mod start;
+mod streams;
+mod telemetry;
+mod templates;
+mod transitions;
 mod types;
 
-pub use control::{Background, Control, FileReader, FileWriter, PortStream, ProcessEvents, ProcessInput, ProcessStream, Watch};
+pub use background::Background;
+pub use control::Control;
 pub use error::{Detail, Error, ErrorKind, PoolBrief, Result, TemplateBrief};
+pub use files::{FileReader, FileWriter, Watch};
+pub use ports::PortStream;
+pub use processes::{ProcessEvents, ProcessInput, ProcessStream};
 pub use types::*;

@@ -207,6 +207,8 @@ pub struct PoolView {
     pub counts: PoolCounts,
     /// The phase that follows.
     pub phase: PoolPhase,
+    /// Why the pool does not grow, as its reconciler last saw it; `None` while nothing is wrong.
+    pub last_error: Option<String>,
 }
 
 /// Names of a tenant.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExpiryCause, Lease, PoolId, PoolName, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timestamp};
+use crate::{ExpiryCause, Image, Lease, PoolId, PoolName, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timestamp};
 
 /// What the driver needs to find its sandbox again. Opaque to everyone but the driver that made it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,9 @@ pub struct Sandbox {
     pub template: Option<TemplateRef>,
     /// What it is made of.
     pub spec: SandboxSpec,
+    /// The image that `spec.image` meant when it was made: the name may mean another by now, or nothing.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// Name of the driver that keeps it.
     pub driver: String,
     /// The driver's own note; present from `Ready` on.
@@ -128,6 +131,7 @@ impl Sandbox {
             pool_name: None,
             template: None,
             spec,
+            image: None,
             driver: driver.to_owned(),
             handle: None,
             state: State::Provisioning,

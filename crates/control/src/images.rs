@@ -1,0 +1,211 @@
+//! Images: names, aliases, import, and the collection of layers that nothing uses.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbank_driver::{Capability, ImportSource};
+use sandbank_model::{Image, ImageName, ImageSource, Role, TenantId};
+use sandbank_store::{PageRequest, Write};
+
+use crate::control::{Control, Inner};
+use crate::types::Caller;
+use crate::{Error, ErrorKind, Result};
+
+/// Name of the image that needs no import.
+const HOST_IMAGE: &str = "host";
+/// Pools that are read at once.
+const PAGE: u32 = 500;
+/// Layers are collected again after so long when something held them.
+const COLLECT_RETRY: Duration = Duration::from_secs(10);
+
+impl Control {
+    /// Imports a root filesystem from the server's own file system: admins only.
+    pub async fn image_import(&self, caller: &Caller, name: ImageName, path: PathBuf, global: bool) -> Result<Image> {
+        caller.require_admin()?;
+        let inner = &self.inner;
+        let driver = inner.driver(&inner.settings.default_driver)?;
+        driver.capabilities().require(Capability::ImportImage)?;
+        if !path.is_absolute() {
+            return Err(Error::invalid(format!("{} is not an absolute path on the server", path.display())));
+        }
+        let found = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || std::fs::metadata(path)
+        });
+        let metadata = match found.await {
+            Ok(Ok(metadata)) => metadata,
+            Ok(Err(error)) => return Err(Error::invalid(format!("{} cannot be read: {error}", path.display()))),
+            Err(_) => return Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")),
+        };
+        let source = if metadata.is_dir() { ImportSource::Directory(path) } else { ImportSource::Archive(path) };
+        let layers = inner.layers_in_use.read().await;
+        let made = driver.import_image(source).await?;
+        let image = Image {
+            name,
+            tenant: (!global).then_some(caller.principal.tenant),
+            layers: made.layers,
+            on_host: made.on_host,
+            config: made.config,
+            source: ImageSource::Imported,
+            created_at: inner.now(),
+        };
+        let replaced = inner.store.image_put(image.clone()).await?;
+        drop(layers);
+        if replaced.is_some() {
+            inner.collect_layers_later();
+        }
+        Ok(image)
+    }
+
+    /// Images that the caller may use, by name.
+    pub async fn image_list(&self, caller: &Caller) -> Result<Vec<Image>> {
+        Ok(self.inner.store.image_list(&[Some(caller.principal.tenant), None]).await?)
+    }
+
+    /// The image that this name means to the caller; aliases apply.
+    pub async fn image_get(&self, caller: &Caller, name: &ImageName) -> Result<Image> {
+        self.inner.find_image(name, caller.principal.tenant).await?.ok_or_else(|| Error::not_found(format!("image {name} not found")))
+    }
+
+    /// Refused while a template, pool or live sandbox uses it. The installation's own images are the admins'.
+    pub async fn image_delete(&self, caller: &Caller, name: &ImageName) -> Result<()> {
+        caller.require(Role::Member, "deleting images")?;
+        let inner = &self.inner;
+        let tenant = caller.principal.tenant;
+        let missing = || Error::not_found(format!("image {name} not found"));
+        let image = inner.store.image_get(tenant, name).await?.ok_or_else(missing)?;
+        if image.tenant.is_none() {
+            caller.require_admin()?;
+        }
+        if image.source == ImageSource::Host {
+            return Err(Error::invalid(format!("image {name} is built in and cannot be deleted")));
+        }
+        if let Some(user) = inner.image_user(&image).await? {
+            return Err(Error::new(ErrorKind::Conflict, format!("image {name} is in use by {user}: delete that first")));
+        }
+        match inner.store.image_delete(image.tenant, name).await? {
+            Write::Updated(()) | Write::Refused(()) => {}
+            Write::Missing => return Err(missing()),
+        }
+        inner.collect_layers_later();
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// The name that is meant. Aliases are followed once.
+    pub(crate) fn alias(&self, name: &ImageName) -> ImageName {
+        let meant = self.settings.image_aliases.get(name.as_str());
+        meant.and_then(|meant| meant.parse().ok()).unwrap_or_else(|| name.clone())
+    }
+
+    /// A tenant's own image of this very name comes before an alias: an alias is only a default.
+    async fn find_image(&self, name: &ImageName, tenant: TenantId) -> Result<Option<Image>> {
+        if let Some(image) = self.store.image_get(tenant, name).await? {
+            return Ok(Some(image));
+        }
+        let meant = self.alias(name);
+        if meant == *name { Ok(None) } else { Ok(self.store.image_get(tenant, &meant).await?) }
+    }
+
+    /// The image that a spec's name means to this tenant.
+    pub(crate) async fn resolve_image(&self, name: &ImageName, tenant: TenantId) -> Result<Image> {
+        self.find_image(name, tenant).await?.ok_or_else(|| {
+            let message = format!("image {name} is not on this server: import it (sandbank image import), or use host");
+            Error::invalid(message)
+        })
+    }
+
+    /// What keeps an image from being deleted.
+    async fn image_user(&self, image: &Image) -> Result<Option<String>> {
+        // A tenant's image can only be meant by that tenant's objects.
+        let owned_by = |tenant: Option<TenantId>| image.tenant.is_none() || tenant == image.tenant;
+        let means = |name: &ImageName| *name == image.name || self.alias(name) == image.name;
+        for sandbox in self.store.sandbox_live().await? {
+            if sandbox.image.as_ref().is_some_and(|used| used.name == image.name && used.tenant == image.tenant) {
+                return Ok(Some(format!("sandbox {}", sandbox.id)));
+            }
+        }
+        let mut offset = 0;
+        loop {
+            let page = self.store.pool_list(image.tenant, PageRequest { offset, limit: PAGE }).await?;
+            if let Some(pool) = page.items.iter().find(|pool| means(&pool.sandbox_spec().image)) {
+                return Ok(Some(format!("pool {}", pool.name)));
+            }
+            offset += u64::from(PAGE);
+            if offset >= page.total {
+                break;
+            }
+        }
+        let mut owners = vec![None, image.tenant];
+        if image.tenant.is_none() {
+            owners.extend(self.store.tenant_list().await?.into_iter().map(|tenant| Some(tenant.id)));
+        }
+        owners.dedup();
+        let templates = self.store.template_list(&owners).await?;
+        let user = templates.iter().find(|template| owned_by(template.tenant) && means(&template.spec.sandbox.image));
+        Ok(user.map(|template| format!("template {}", template.name)))
+    }
+
+    /// Records the driver's own image under [`HOST_IMAGE`], if it changed.
+    pub(crate) async fn record_builtin_image(&self) -> Result<()> {
+        let driver = self.driver(&self.settings.default_driver)?;
+        let Some(made) = driver.builtin_image() else {
+            return Ok(());
+        };
+        let name: ImageName = HOST_IMAGE.parse()?;
+        let known = self.store.image_all().await?.into_iter().find(|image| image.tenant.is_none() && image.name == name);
+        let image = Image {
+            name,
+            tenant: None,
+            layers: made.layers,
+            on_host: made.on_host,
+            config: made.config,
+            source: ImageSource::Host,
+            created_at: known.as_ref().map_or_else(|| self.now(), |image| image.created_at),
+        };
+        if known.as_ref() != Some(&image) {
+            self.store.image_put(image).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes layers that no image and no live sandbox uses, as soon as nobody is making any.
+    pub(crate) fn collect_layers_later(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            loop {
+                match inner.collect_layers().await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(error = %error, "unused layers could not be removed; it is tried again"),
+                }
+                if !inner.tasks.sleep(COLLECT_RETRY).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// `false`: somebody is making or resolving layers just now.
+    async fn collect_layers(&self) -> Result<bool> {
+        // Never waited for: a waiting writer would hold up every create behind a long import.
+        let Ok(_exclusive) = self.layers_in_use.try_write() else {
+            return Ok(false);
+        };
+        let mut used = BTreeSet::new();
+        for image in self.store.image_all().await? {
+            used.extend(image.layers.into_iter().map(|layer| layer.id));
+        }
+        for sandbox in self.store.sandbox_live().await? {
+            used.extend(sandbox.image.into_iter().flat_map(|image| image.layers).map(|layer| layer.id));
+        }
+        let used: Vec<String> = used.into_iter().collect();
+        for driver in self.drivers.values() {
+            driver.retain_layers(used.clone()).await?;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,227 @@
+//! Templates: written, versioned, seen, and followed by the pools made from them.
+
+use std::sync::Arc;
+
+use sandbank_model::{
+    Actor, Event, EventKind, EventSeq, Pool, PoolName, Role, SemVer, Template, TemplateId, TenantId, Timestamp,
+};
+use sandbank_store::{Insert, PageRequest, Write};
+
+use crate::control::{Control, Inner};
+use crate::error::TemplateBrief;
+use crate::limits::check_template;
+use crate::types::{Caller, TemplateRequest, TemplateView};
+use crate::{Error, ErrorKind, Result};
+
+/// Annotation that says where a template came from; pools do not inherit it (native.md §9).
+const SYNC_SOURCE: &str = "agentbox.io/sync-source";
+/// Pools that are read at once.
+const PAGE: u32 = 500;
+/// Tries against concurrent changes of one pool.
+const TRIES: usize = 8;
+
+impl From<Template> for TemplateView {
+    fn from(template: Template) -> Self {
+        let global = template.tenant.is_none();
+        Self { template, global }
+    }
+}
+
+fn not_found(name: &PoolName) -> Error {
+    Error::not_found(format!("sandbox template {:?} not found", name.as_str()))
+}
+
+impl Control {
+    /// Writes the first version of a template.
+    pub async fn template_create(&self, caller: &Caller, request: TemplateRequest) -> Result<TemplateView> {
+        let owner = owner_of(caller, request.global)?;
+        check_template(&request.spec)?;
+        let now = self.inner.now();
+        let template = Template {
+            id: TemplateId::new(now, self.inner.random()),
+            tenant: owner,
+            name: request.name,
+            version: request.version.unwrap_or(SemVer::FIRST),
+            spec: request.spec,
+            generation: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        match self.inner.store.template_insert(template).await? {
+            Insert::Inserted(template) => Ok(template.into()),
+            Insert::Taken(template) => {
+                let message = format!("sandbox template {:?} already exists: update it instead", template.name.as_str());
+                Err(Error::new(ErrorKind::Conflict, message))
+            }
+        }
+    }
+
+    /// Writes a newer version. The pools made from it follow (native.md §6, §9): what they are made of is replaced and their
+    /// warm sandboxes with it; running ones and the pools' sizes stay.
+    pub async fn template_update(&self, caller: &Caller, request: TemplateRequest) -> Result<TemplateView> {
+        let owner = owner_of(caller, request.global)?;
+        check_template(&request.spec)?;
+        let inner = &self.inner;
+        let present = inner.store.template_get(owner, &request.name).await?.ok_or_else(|| not_found(&request.name))?;
+        let changed = |current: u64| {
+            let message = format!(
+                "sandbox template {:?} was changed in between (it is at {current}): read it again and repeat the change",
+                request.name.as_str()
+            );
+            Error::new(ErrorKind::Conflict, message)
+        };
+        if request.expected_generation.is_some_and(|expected| expected != present.generation) {
+            return Err(changed(present.generation));
+        }
+        let version = request.version.unwrap_or_else(|| present.version.next_patch());
+        if version <= present.version {
+            let message = format!("version {version} must be greater than the present version {}", present.version);
+            return Err(Error::invalid(message));
+        }
+        let now = inner.now();
+        let next = Template {
+            id: TemplateId::new(now, inner.random()),
+            version,
+            spec: request.spec,
+            generation: present.generation + 1,
+            updated_at: now,
+            ..present.clone()
+        };
+        match inner.store.template_update(next, present.generation).await? {
+            Write::Updated(template) => {
+                inner.propagate(&template, &caller.actor()).await?;
+                Ok(template.into())
+            }
+            Write::Refused(current) => Err(changed(current.generation)),
+            Write::Missing => Err(not_found(&request.name)),
+        }
+    }
+
+    /// The template of this name, the tenant's own before the installation's. An invisible one looks missing.
+    pub async fn template_get(&self, caller: &Caller, name: &PoolName) -> Result<TemplateView> {
+        Ok(self.inner.visible_template(caller, name).await?.ok_or_else(|| not_found(name))?.into())
+    }
+
+    /// All templates that the caller sees, by name.
+    pub async fn template_list(&self, caller: &Caller) -> Result<Vec<TemplateView>> {
+        Ok(self.inner.visible_templates(caller).await?.into_iter().map(TemplateView::from).collect())
+    }
+
+    /// Forgets a template with all its versions. Pools made from it go on: they hold copies.
+    pub async fn template_delete(&self, caller: &Caller, name: &PoolName, global: bool) -> Result<()> {
+        let owner = owner_of(caller, global)?;
+        match self.inner.store.template_delete(owner, name).await? {
+            Write::Updated(()) | Write::Refused(()) => Ok(()),
+            Write::Missing => Err(not_found(name)),
+        }
+    }
+}
+
+fn owner_of(caller: &Caller, global: bool) -> Result<Option<TenantId>> {
+    if global {
+        caller.require_admin()?;
+        return Ok(None);
+    }
+    caller.require(Role::Member, "writing templates")?;
+    Ok(Some(caller.principal.tenant))
+}
+
+fn visible(caller: &Caller, template: &Template) -> bool {
+    template.tenant.is_some()
+        || caller.is_admin()
+        || template.spec.visibility.allows(&caller.principal.team, &caller.principal.user)
+}
+
+impl Inner {
+    pub(crate) async fn visible_template(&self, caller: &Caller, name: &PoolName) -> Result<Option<Template>> {
+        if let Some(own) = self.store.template_get(Some(caller.principal.tenant), name).await? {
+            return Ok(Some(own));
+        }
+        Ok(self.store.template_get(None, name).await?.filter(|template| visible(caller, template)))
+    }
+
+    async fn visible_templates(&self, caller: &Caller) -> Result<Vec<Template>> {
+        let mut found = self.store.template_list(&[Some(caller.principal.tenant), None]).await?;
+        found.retain(|template| visible(caller, template));
+        Ok(found)
+    }
+
+    /// What a caller who named a missing template could name instead.
+    pub(crate) async fn available_templates(&self, caller: &Caller) -> Result<Vec<TemplateBrief>> {
+        let found = self.visible_templates(caller).await?;
+        Ok(found
+            .into_iter()
+            .map(|template| TemplateBrief {
+                global: template.tenant.is_none(),
+                name: template.name,
+                description: template.spec.description,
+            })
+            .collect())
+    }
+
+    /// Moves every pool that was made from an older version to this one.
+    async fn propagate(self: &Arc<Self>, template: &Template, actor: &Actor) -> Result<()> {
+        let mut offset = 0;
+        loop {
+            let page = self.store.pool_list(template.tenant, PageRequest { offset, limit: PAGE }).await?;
+            for pool in page.items {
+                if self.made_from(&pool, template).await? {
+                    self.sync_pool(pool, template, actor).await?;
+                }
+            }
+            offset += u64::from(PAGE);
+            if offset >= page.total {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the pool follows this name of this owner. A deleted template's versions are gone: the name alone then says so.
+    async fn made_from(&self, pool: &Pool, template: &Template) -> Result<bool> {
+        let Some(reference) = pool.template.as_ref().filter(|reference| reference.name == template.name) else {
+            return Ok(false);
+        };
+        Ok(match self.store.template_by_id(reference.id).await? {
+            Some(version) => version.tenant == template.tenant,
+            None => true,
+        })
+    }
+
+    /// Writes the pool as it is with `template`; repeated while others change it.
+    pub(crate) async fn sync_pool(self: &Arc<Self>, mut pool: Pool, template: &Template, actor: &Actor) -> Result<Pool> {
+        for _ in 0..TRIES {
+            let now = self.now();
+            let next = synced(&pool, template, now);
+            let event = pool_event(&next, EventKind::PoolUpdated, actor, now);
+            match self.store.pool_update(next, pool.generation, Some(event)).await? {
+                Write::Updated(written) => {
+                    self.pools.poke(Some(written.id));
+                    return Ok(written);
+                }
+                Write::Refused(current) => pool = current,
+                Write::Missing => return Err(Error::not_found(format!("pool {:?} not found", pool.name.as_str()))),
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, format!("pool {} is being changed by others all the time: try again", pool.name)))
+    }
+}
+
+/// The pool with the template's present content: labels and annotations merged, its own overrides and its sizes kept.
+pub(crate) fn synced(pool: &Pool, template: &Template, now: Timestamp) -> Pool {
+    let mut next = pool.clone();
+    next.template_spec = template.spec.clone();
+    next.template = Some(template.reference());
+    next.labels.extend(template.spec.labels.clone());
+    let inherited = template.spec.annotations.iter().filter(|(key, _)| key.as_str() != SYNC_SOURCE);
+    next.annotations.extend(inherited.map(|(key, value)| (key.clone(), value.clone())));
+    if next.sandbox_spec() != pool.sandbox_spec() {
+        next.revision += 1;
+    }
+    next.updated_at = now;
+    next
+}
+
+/// An event about a pool.
+pub(crate) fn pool_event(pool: &Pool, kind: EventKind, actor: &Actor, at: Timestamp) -> Event {
+    Event { seq: EventSeq(0), at, tenant: pool.tenant, sandbox: None, pool: Some(pool.id), kind, actor: actor.clone() }
+}
