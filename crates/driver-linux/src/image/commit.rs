@@ -11,7 +11,7 @@ use super::ImageStore;
 use super::copy::{Copied, Copier, CopyAs, open_source};
 use super::error::failed;
 use super::import::ImportLimits;
-use super::staging::{Staging, random_name};
+use super::staging::{Lasting, Staging, random_name};
 
 /// Directories that the launcher mounts over: what lies in them on disk is not part of any image.
 const MOUNTED_OVER: [&[u8]; 3] = [b"dev", b"proc", b"sys"];
@@ -61,7 +61,7 @@ impl ImageStore {
         if copied.skipped > 0 {
             tracing::warn!(skipped = copied.skipped, "sockets and devices were left out of the committed layer");
         }
-        let layer = staging.publish(self, &format!("commit-{}", random_name()?), copied.bytes)?;
+        let layer = staging.publish(self, &format!("commit-{}", random_name()?), copied.bytes, Lasting::OnDisk)?;
         let mut layers = image.layers.clone();
         layers.push(layer);
         Ok(NewLayers { layers, on_host: image.on_host, config: image.config.clone() })

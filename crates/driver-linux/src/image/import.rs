@@ -13,7 +13,7 @@ use super::archive::Archive;
 use super::copy::{Copied, Copier, CopyAs, open_source};
 use super::error::{failed, invalid, shown};
 use super::members::Members;
-use super::staging::{Staging, random_name};
+use super::staging::{Lasting, Staging, random_name};
 use super::unpack::Unpacker;
 
 /// How much may be imported or committed at once.
@@ -84,7 +84,7 @@ impl ImageStore {
         if skipped > 0 {
             tracing::warn!(skipped, "devices and sockets were left out of the imported image");
         }
-        let layer = staging.publish(self, &id, bytes)?;
+        let layer = staging.publish(self, &id, bytes, Lasting::OnDisk)?;
         Ok(NewLayers { layers: vec![layer], on_host: false, config: ImageConfig::default() })
     }
 }

@@ -186,18 +186,23 @@ impl<R: Read> Members<R> {
             let recorded = records.get(&b"linkpath"[..]).cloned().or(prefix.link.clone());
             recorded.or_else(|| header.link_name_bytes().map(|target| target.into_owned())).unwrap_or_default()
         };
-        let field =
-            |value: io::Result<u64>, what: &str| value.map_err(|_| broken(format!("{} has no readable {what}", shown(&name))));
-        let id = |keyword: &str, value: io::Result<u64>| {
-            let id = pax::number(&records, keyword)?.map_or_else(|| field(value, keyword), Ok)?;
+        let field = |raw: &[u8], value: io::Result<u64>, what: &str| {
+            // Some writers leave fields blank that say nothing.
+            let blank = raw.iter().all(|byte| matches!(byte, 0 | b' '));
+            let value = if blank { Ok(0) } else { value };
+            value.map_err(|_| broken(format!("{} has no readable {what}", shown(&name))))
+        };
+        let id = |keyword: &str, raw: &[u8], value: io::Result<u64>| {
+            let id = pax::number(&records, keyword)?.map_or_else(|| field(raw, value, keyword), Ok)?;
             u32::try_from(id).map_err(|_| broken(format!("{} belongs to {keyword} {id}", shown(&name))))
         };
-        let mode = field(header.mode().map(u64::from), "mode")?;
+        let raw = header.as_old();
+        let mode = field(&raw.mode, header.mode().map(u64::from), "mode")?;
         let mut member = Member {
             mode: u32::try_from(mode & 0o7777).unwrap_or(0),
-            uid: id("uid", header.uid())?,
-            gid: id("gid", header.gid())?,
-            modified: modified(&records, field(header.mtime(), "time")?),
+            uid: id("uid", &raw.uid, header.uid())?,
+            gid: id("gid", &raw.gid, header.gid())?,
+            modified: modified(&records, field(&raw.mtime, header.mtime(), "time")?),
             size: 0,
             xattrs: xattrs(&records),
             kind: Kind::Dir,

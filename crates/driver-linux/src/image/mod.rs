@@ -34,6 +34,7 @@ use sandbank_driver::{DriverError, NewLayers};
 use sandbank_model::{Image, ImageConfig, Layer};
 use serde::{Deserialize, Serialize};
 
+use crate::manifest;
 use error::failed;
 pub use import::ImportLimits;
 pub use remove::remove_tree;
@@ -84,6 +85,9 @@ struct LayerNote {
     format: u32,
     /// Bytes on disk.
     size_bytes: u64,
+    /// The boot that it is good for, where it was not flushed to disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot_id: Option<String>,
 }
 
 const LAYER_FORMAT: u32 = 1;
@@ -109,7 +113,9 @@ impl ImageStore {
         let host_layer = host.layer_id();
         let inner = Inner { root, host_layer, host_grafts: host.grafts(), guarded: Guarded::default() };
         let store = Self { inner: Arc::new(inner) };
-        if !store.layer_dir(&store.inner.host_layer).is_dir() {
+        if store.layer(&store.inner.host_layer).is_none() {
+            let unfinished = store.layer_dir(&store.inner.host_layer);
+            remove_tree(&unfinished).map_err(failed(|| format!("remove {}", unfinished.display())))?;
             host.build(&store)?;
         }
         Ok(store)
@@ -138,7 +144,8 @@ impl ImageStore {
     fn layer(&self, id: &str) -> Option<Layer> {
         let note = std::fs::read(self.layer_dir(id).join("layer.json")).ok()?;
         let note: LayerNote = serde_json::from_slice(&note).ok()?;
-        (note.format == LAYER_FORMAT).then(|| Layer { id: id.to_owned(), size_bytes: note.size_bytes })
+        let whole = note.boot_id.is_none_or(|boot_id| boot_id == manifest::boot_id());
+        (whole && note.format == LAYER_FORMAT).then(|| Layer { id: id.to_owned(), size_bytes: note.size_bytes })
     }
 }
 

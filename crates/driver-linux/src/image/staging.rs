@@ -9,6 +9,16 @@ use sandbank_model::Layer;
 
 use super::error::failed;
 use super::{ImageStore, LAYER_FORMAT, LayerNote, remove_tree};
+use crate::manifest;
+
+/// How long a published layer must last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasting {
+    /// For good: it is flushed to disk.
+    OnDisk,
+    /// Until the machine is started again: it can be made anew, and flushing takes long on a busy machine.
+    ThisBoot,
+}
 
 /// A layer being written: `staging/<random>/fs`. Removed when dropped unpublished.
 #[derive(Debug)]
@@ -26,6 +36,9 @@ impl Staging {
             rustix::fs::mkdirat(CWD, staging.path.join(dir), Mode::from_raw_mode(0o755))
                 .map_err(failed(|| format!("make {}", staging.path.display())))?;
         }
+        // Whatever the umask: this is `/` of a sandbox.
+        rustix::fs::fchmod(staging.tree()?, Mode::from_raw_mode(0o755))
+            .map_err(failed(|| format!("make {}", staging.path.display())))?;
         Ok(staging)
     }
 
@@ -45,18 +58,27 @@ impl Staging {
 
     /// Flushes the layer and gives it its place. Where a layer of this id is there already, that one is taken and this one dropped.
     /// The id is safe from [`ImageStore::retain_layers`] from here on, until a caller has named it as used.
-    pub(super) fn publish(mut self, store: &ImageStore, id: &str, size_bytes: u64) -> Result<Layer, DriverError> {
+    pub(super) fn publish(
+        mut self,
+        store: &ImageStore,
+        id: &str,
+        size_bytes: u64,
+        lasting: Lasting,
+    ) -> Result<Layer, DriverError> {
         store.inner.guarded.add(id);
         if let Some(layer) = store.layer(id) {
             return Ok(layer);
         }
         let step = || format!("keep layer {id}");
         remove_tree(&self.path.join("links")).map_err(failed(step))?;
-        let note = LayerNote { format: LAYER_FORMAT, size_bytes };
+        let boot_id = (lasting == Lasting::ThisBoot).then(manifest::boot_id);
+        let note = LayerNote { format: LAYER_FORMAT, size_bytes, boot_id };
         let note = serde_json::to_vec(&note).map_err(|error| DriverError::Failed { step: step(), detail: error.to_string() })?;
         std::fs::write(self.path.join("layer.json"), note).map_err(failed(step))?;
-        // One flush of the file system instead of one a file: layers have tens of thousands of files.
-        rustix::fs::syncfs(open_dir(&self.path)?).map_err(failed(step))?;
+        if lasting == Lasting::OnDisk {
+            // One flush of the file system instead of one a file: layers have tens of thousands of files.
+            rustix::fs::syncfs(open_dir(&self.path)?).map_err(failed(step))?;
+        }
         let target = store.layer_dir(id);
         match std::fs::rename(&self.path, &target) {
             Ok(()) => self.published = true,
@@ -64,7 +86,9 @@ impl Staging {
             Err(_) if store.layer(id).is_some() => {}
             Err(error) => return Err(failed(step)(error)),
         }
-        rustix::fs::fsync(open_dir(&store.inner.root.join("layers"))?).map_err(failed(step))?;
+        if lasting == Lasting::OnDisk {
+            rustix::fs::fsync(open_dir(&store.inner.root.join("layers"))?).map_err(failed(step))?;
+        }
         Ok(Layer { id: id.to_owned(), size_bytes })
     }
 }

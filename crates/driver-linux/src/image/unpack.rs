@@ -224,7 +224,10 @@ impl<'a> Unpacker<'a> {
         for part in parent.components() {
             let dir = self.open_dir(&above).map_err(|_| refused("a part of its path is a link that leads nowhere"))?;
             match rustix::fs::mkdirat(&dir, part.as_os_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                // Whatever the umask.
+                Ok(()) => rustix::fs::chmodat(&dir, part.as_os_str(), Mode::from_raw_mode(0o755), AtFlags::empty())
+                    .map_err(failed(|| format!("make the parents of {}", shown(name))))?,
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed(|| format!("make the parents of {}", shown(name)))(error)),
             }
             above.push(part);

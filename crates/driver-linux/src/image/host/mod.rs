@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::ImageStore;
 use super::error::failed;
 use super::file::{Meta, bytes_on_disk, write_all_at};
-use super::staging::{Staging, hex};
+use super::staging::{Lasting, Staging, hex};
 
 /// The host's directories that a sandbox sees, where they exist. All of what is below them is visible read-only, `/usr/local`
 /// included: what the host keeps there must not be secret.
@@ -120,7 +120,7 @@ impl HostBase {
             size_bytes +=
                 write_node(&tree, node).map_err(failed(|| format!("write {} of the host image", node.path.display())))?;
         }
-        staging.publish(store, &self.layer_id(), size_bytes).map(|_| ())
+        staging.publish(store, &self.layer_id(), size_bytes, Lasting::ThisBoot).map(|_| ())
     }
 }
 
