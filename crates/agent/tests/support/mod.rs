@@ -40,7 +40,8 @@ impl TestAgent {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().unwrap();
         let agent = Self { child, dir, socket };
-        eventually("the agent listens", || agent.socket.exists()).await;
+        let connects = || std::os::unix::net::UnixStream::connect(&agent.socket).is_ok();
+        eventually("the agent listens", connects).await;
         assert!(matches!(agent.ask(&Request::Ping).await, Ok(Reply::Pong { protocol: 1, .. })));
         agent
     }
