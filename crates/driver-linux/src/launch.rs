@@ -43,6 +43,14 @@ pub(crate) enum LaunchError {
     Unavailable(DriverError),
 }
 
+impl LaunchError {
+    /// Whether the launcher died before the sandbox was made, so that the next one may try again. A child that finds its launcher
+    /// dead says `ESRCH`, which no other step does.
+    pub(crate) fn is_death(&self) -> bool {
+        matches!(self, Self::Died | Self::Failed { errno: Errno::SRCH, .. })
+    }
+}
+
 /// A sandbox's process that was begun and sets itself up.
 #[derive(Debug)]
 pub(crate) struct Begun {

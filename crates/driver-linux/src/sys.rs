@@ -188,21 +188,16 @@ pub(crate) fn keep_open_on_exec(fd: RawFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Runs `action` with `id` as owner (user and group) of the files it makes. Takes and gives back the matching capabilities as
-/// setfsuid(2) says.
-pub(crate) fn as_file_owner<T>(id: u32, action: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+/// Makes `id` the owner (user and group) of the files that this process makes from now on, and takes back the capabilities over
+/// files that the change costs (setfsuid(2), capabilities(7)).
+pub(crate) fn own_new_files_as(id: u32) -> Result<(), Errno> {
     // SAFETY: setfsuid and setfsgid take integers and change only this thread's credentials.
     unsafe {
         libc::setfsgid(id);
         libc::setfsuid(id);
     }
-    let result = action();
-    // SAFETY: as above; the calling process is root, so it may go back.
-    unsafe {
-        libc::setfsuid(0);
-        libc::setfsgid(0);
-    }
-    result
+    let sets = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(None, rustix::thread::CapabilitySets { effective: sets.permitted, ..sets })
 }
 
 /// Gives the signals that the launcher ignores their default meaning again: what is ignored stays so across exec.

@@ -97,6 +97,9 @@ impl CgroupBase {
     /// delegated) are dropped: their limits are then not enforced.
     pub(crate) fn prepare(&mut self) {
         self.v1.retain(|(_, dir)| std::fs::create_dir_all(dir).is_ok() && writable(dir));
+        if self.v2_dir().is_none() {
+            self.v2 = None;
+        }
         let Some((dir, controllers)) = &mut self.v2 else { return };
         if std::fs::create_dir_all(&*dir).is_err() || !writable(dir) {
             self.v2 = None;
@@ -109,6 +112,14 @@ impl CgroupBase {
             };
             enable_in_own(own, name) && enable(parent) && enable(Some(dir))
         });
+    }
+
+    /// Removes the directories again that hold no sandbox.
+    pub(crate) fn remove_empty(&self) {
+        for dir in self.directories() {
+            // One that is not empty stays, and so do its parents.
+            let _ = std::fs::remove_dir(&dir).and_then(|()| dir.parent().map_or(Ok(()), std::fs::remove_dir));
+        }
     }
 
     /// Whether a limit can be enforced: "memory", "pids" or "cpu"; or whether "freezer" works.

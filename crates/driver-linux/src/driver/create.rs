@@ -31,7 +31,7 @@ impl Shared {
             let result = self.try_create(&request).await;
             let Err(error) = result else { return result.map_err(into_driver_error) };
             self.destroy(id).await?;
-            if retried || !matches!(error, LaunchError::Died) {
+            if retried || !error.is_death() {
                 return Err(into_driver_error(error));
             }
             retried = true;

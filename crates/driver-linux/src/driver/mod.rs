@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::cgroup::CgroupBase;
-use crate::image::ImageStore;
+use crate::image::{ImageStore, ImportLimits};
 use crate::launch::LauncherClient;
 use crate::manifest::boot_id;
 use crate::ranges::Ranges;
@@ -144,6 +144,7 @@ impl Drop for LinuxDriver {
         for live in self.shared.live().values() {
             live.stop_watching();
         }
+        self.shared.cgroups.remove_empty();
     }
 }
 
@@ -171,9 +172,9 @@ fn instance_name(sandboxes: &Path) -> String {
 
 fn capabilities(cgroups: &CgroupBase) -> Capabilities {
     use Capability::{Commit, CpuLimit, DiskLimit, Exec, Files, ImportImage, MemoryLimit, Metrics, Pause, PidsLimit, Ports};
-    let enforced = [(Pause, "freezer"), (MemoryLimit, "memory"), (PidsLimit, "pids"), (CpuLimit, "cpu")];
+    let enforced = [(Pause, "freezer"), (Commit, "freezer"), (MemoryLimit, "memory"), (PidsLimit, "pids"), (CpuLimit, "cpu")];
     let enforced = enforced.into_iter().filter(|(_, controller)| cgroups.enforces(controller)).map(|(capability, _)| capability);
-    Capabilities::of([Exec, Files, Ports, Metrics, Commit, ImportImage, DiskLimit].into_iter().chain(enforced))
+    Capabilities::of([Exec, Files, Ports, Metrics, ImportImage, DiskLimit].into_iter().chain(enforced))
 }
 
 /// A failed step. What the machine ran out of is said as such.
@@ -268,6 +269,19 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes a layer while all processes stand still. Where nothing can be frozen, commit is refused.
+    async fn commit(&self, live: &Live, image: Image) -> Result<NewLayers, DriverError> {
+        self.capabilities.require(Capability::Commit)?;
+        let was_frozen = live.is_frozen();
+        self.freeze(live).await?;
+        let (images, dir) = (self.images.clone(), self.sandboxes.join(live.id.to_string()));
+        let result = blocking("commit the sandbox", move || images.commit(&dir, &image)).await;
+        if !was_frozen {
+            self.thaw(live)?;
+        }
+        result
+    }
+
     async fn metrics(&self, live: &Live) -> Metrics {
         // A frozen agent cannot answer, and a broken one must not hide what the host knows.
         let inside = if live.is_frozen() {
@@ -350,13 +364,13 @@ impl Driver for LinuxDriver {
     }
 
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
-        let _ = source;
-        Err(DriverError::Unsupported { capability: Capability::ImportImage })
+        let images = self.shared.images.clone();
+        blocking("import the image", move || images.import(&source, &ImportLimits::default())).await
     }
 
     async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError> {
-        let _ = (target, image);
-        Err(DriverError::Unsupported { capability: Capability::Commit })
+        let live = self.shared.get(target.id)?;
+        self.shared.commit(&live, image.clone()).await
     }
 
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {

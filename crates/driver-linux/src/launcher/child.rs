@@ -73,8 +73,8 @@ impl Child<'_> {
         self.become_agent()
     }
 
-    /// Until this process has given up its rights it must not outlive the launcher: whoever takes over next could not know of
-    /// it yet. Entering the user namespace ends this (prctl(2): a change of credentials clears the signal).
+    /// Until this process has written down that it exists it must not outlive the launcher: whoever takes over next could not
+    /// know of it. A change of credentials clears the signal (prctl(2)), long after that.
     fn die_with_launcher(&self) -> Step<()> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at("follow the launcher")?;
         let mut polled = [rustix::event::PollFd::from_borrowed_fd(self.launcher, rustix::event::PollFlags::IN)];

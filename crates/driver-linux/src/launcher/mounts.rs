@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -62,6 +62,9 @@ pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
     for graft in &plan.grafts {
         make_graft_dirs(sandbox, graft).at("make a graft's directories")?;
     }
+    // From here on what is made belongs to the sandbox's root: through its mapping nobody else can own files. This holds for
+    // overlayfs too, which works with the identity that mounts it.
+    sys::own_new_files_as(ids.first).at("become the owner of new files")?;
     let private = attach(sandbox, clone_tree(sandbox, "", ids).at("map the upper directory")?)?;
     let mut lowers = Vec::with_capacity(plan.lowers.len());
     for lower in &plan.lowers {
@@ -90,7 +93,7 @@ fn graft(sandbox: BorrowedFd<'_>, graft: &Graft, private: BorrowedFd<'_>, ids: &
         lowers.push(attach(sandbox, clone_layer(lower, ids)?)?);
     }
     let target = graft.target.to_str().ok_or(Errno::INVAL).at("mount a graft")?;
-    require_dir(target, ids).at("find a graft's mount point")?;
+    require_dir(target).at("find a graft's mount point")?;
     overlay(target, &lowers, private, &format!("/grafts/{target}")).at("mount a graft")
 }
 
@@ -156,11 +159,11 @@ fn overlay(target: &str, lowers: &[OwnedFd], private: BorrowedFd<'_>, prefix: &s
 
 /// Makes sure that `path` (relative, in the new root) is a directory and not a link that leads elsewhere. A missing one is
 /// made, owned by the sandbox's root.
-fn require_dir(path: &str, ids: &Ids<'_>) -> Result<(), Errno> {
+fn require_dir(path: &str) -> Result<(), Errno> {
     match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(()),
         Ok(_) => Err(Errno::NOTDIR),
-        Err(Errno::NOENT) => sys::as_file_owner(ids.first, || rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))),
+        Err(Errno::NOENT) => rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)),
         Err(errno) => Err(errno),
     }
 }
@@ -173,7 +176,7 @@ fn mount(kind: &str, target: &str, flags: MountFlags, options: &str) -> Result<(
 /// `/proc`, `/sys` and `/dev`, below the working directory.
 pub(super) fn system(ids: &Ids<'_>, shm_bytes: u64) -> Step<()> {
     for dir in ["proc", "sys", "dev"] {
-        require_dir(dir, ids).at("find the mount points of /proc, /sys and /dev")?;
+        require_dir(dir).at("find the mount points of /proc, /sys and /dev")?;
     }
     mount("proc", "proc", NOSUID_NODEV_NOEXEC, "").at("mount /proc")?;
     mount("sysfs", "sys", NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "").at("mount /sys")?;
@@ -191,11 +194,9 @@ fn devices(ids: &Ids<'_>) -> Result<(), Errno> {
     let options = format!("mode=755,size=64k,nr_inodes=256,uid={uid},gid={uid}");
     mount("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, &options)?;
     let dev = rustix::fs::open("dev", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)));
     for (name, major, minor) in DEVICES {
         let number = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
-        rustix::fs::chownat(&dev, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
     }
     for (target, name) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dev, name)?;
