@@ -293,5 +293,5 @@ async fn directories_are_made_with_their_parents() {
     assert_kind(agent.ask(&making(&path, None, true)).await, ErrorKind::Exists, "exists already");
     std::fs::write(agent.path("file"), "").unwrap();
     assert_kind(agent.ask(&making(&agent.path("file"), None, false)).await, ErrorKind::WrongKind, "file");
-    assert_kind(agent.ask(&making(&agent.path("file/below"), None, false)).await, ErrorKind::WrongKind, "below");
+    assert_kind(agent.ask(&making(&agent.path("file/below"), None, false)).await, ErrorKind::WrongKind, "file");
 }

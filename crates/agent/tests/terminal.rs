@@ -32,7 +32,7 @@ async fn a_terminal_has_the_size_asked_for_and_is_the_controlling_one() {
 #[tokio::test]
 async fn a_terminal_echoes_and_can_be_resized() {
     let agent = TestAgent::start().await;
-    let script = "trap 'stty size' WINCH; echo ready; while :; do read -r line && echo \"got $line\"; done";
+    let script = "trap 'echo resized' WINCH; echo ready; while :; do read -r line && { echo \"got $line\"; stty size; }; done";
     let (pid, mut connection) = agent.spawn(on_terminal(argv(&["/bin/bash", "-c", script]))).await;
     let mut ran = Ran::default();
     collect_until(&mut connection, &mut ran, "ready").await;
@@ -40,6 +40,8 @@ async fn a_terminal_echoes_and_can_be_resized() {
     collect_until(&mut connection, &mut ran, "got hello").await;
     assert!(text(&ran).contains("hello\ngot hello"), "{}", text(&ran));
     connection.send(&HostMessage::Resize(PtySize { cols: 10, rows: 20 })).await.unwrap();
+    connection.send_data("\n".into()).await.unwrap();
+    collect_until(&mut connection, &mut ran, "resized").await;
     connection.send_data("\n".into()).await.unwrap();
     collect_until(&mut connection, &mut ran, "20 10").await;
     let resize = ResizePty { process: ProcessSelector::Pid(pid), size: PtySize { cols: 7, rows: 8 } };

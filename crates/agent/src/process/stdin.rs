@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use sandbank_agent_protocol::{AgentError, ErrorKind};
@@ -16,12 +17,16 @@ use crate::ready::register;
 
 /// End of input, as a terminal's user types it.
 const CONTROL_D: u8 = 4;
+/// The first input of a terminal waits this often and long for the program to take the terminal.
+const SESSION_POLLS_MAX: usize = 1000;
+const SESSION_POLL: Duration = Duration::from_millis(1);
 
 /// Where input goes.
 #[derive(Debug)]
 pub(crate) struct Stdin {
     pipe: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
     is_terminal: bool,
+    has_session: Cell<bool>,
     was_open: bool,
     /// One writer at a time, so that two do not mix within a frame.
     turn: Mutex<()>,
@@ -37,6 +42,7 @@ impl Stdin {
         Ok(Self {
             pipe: RefCell::new(pipe.map(Rc::new)),
             is_terminal,
+            has_session: Cell::new(false),
             was_open,
             turn: Mutex::new(()),
             closed: Cell::new(false),
@@ -52,6 +58,9 @@ impl Stdin {
 
     async fn write_in_turn(&self, mut data: &[u8]) -> Outcome<()> {
         let Some(pipe) = self.pipe.borrow().clone() else { return Err(self.closed_error()) };
+        if self.is_terminal {
+            self.wait_for_session(pipe.get_ref()).await;
+        }
         while !data.is_empty() {
             let closing = self.closing.notified();
             if self.closed.get() {
@@ -69,6 +78,20 @@ impl Stdin {
             }
         }
         Ok(())
+    }
+
+    /// Until the program has taken its terminal, a ^C would interrupt nobody.
+    async fn wait_for_session(&self, master: &OwnedFd) {
+        if self.has_session.get() {
+            return;
+        }
+        for _ in 0..SESSION_POLLS_MAX {
+            if self.closed.get() || rustix::termios::tcgetpgrp(master).is_ok() {
+                break;
+            }
+            tokio::time::sleep(SESSION_POLL).await;
+        }
+        self.has_session.set(true);
     }
 
     fn broken(&self, error: &io::Error) -> AgentError {

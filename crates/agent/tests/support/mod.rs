@@ -224,7 +224,8 @@ pub async fn collect_until(connection: &mut Connection, ran: &mut Ran, text: &st
 }
 
 async fn step(connection: &mut Connection, ran: &mut Ran) -> bool {
-    match next(connection).await {
+    let frame = tokio::time::timeout(PATIENCE, connection.next()).await;
+    match frame.unwrap_or_else(|_| panic!("the process says no more after {ran:?}")).unwrap() {
         Some(Frame::Output(Stream::Stdout, data)) => ran.stdout.extend_from_slice(&data),
         Some(Frame::Output(Stream::Stderr, data)) => ran.stderr.extend_from_slice(&data),
         Some(Frame::Output(Stream::Pty, data)) => ran.pty.extend_from_slice(&data),
