@@ -1,8 +1,9 @@
 //! Objects to test with.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sandbank_model::{
@@ -14,11 +15,14 @@ use sandbank_model::{
 
 use crate::{ClaimRequest, PageRequest, SandboxFilter, Store, Write};
 
-static IDS: AtomicU64 = AtomicU64::new(1);
+static IDS: AtomicU32 = AtomicU32::new(1);
+/// Tells the ids of two test processes over one store apart.
+static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
 
 fn random() -> [u8; 10] {
     let mut bytes = [0; 10];
-    bytes[2..].copy_from_slice(&IDS.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    bytes[..6].copy_from_slice(&PROCESS.to_be_bytes()[..6]);
+    bytes[6..].copy_from_slice(&IDS.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     bytes
 }
 
@@ -207,7 +211,8 @@ pub async fn warm(store: &Arc<dyn Store>, clock: &Clock, count: u32) -> Pool {
 }
 
 /// The event of a new pool.
-pub(super) fn pool_event(pool: &Pool) -> Event {
+#[must_use]
+pub fn pool_event(pool: &Pool) -> Event {
     let (at, actor) = (pool.created_at, Actor::system());
     Event { seq: EventSeq(0), at, tenant: pool.tenant, sandbox: None, pool: Some(pool.id), kind: EventKind::PoolCreated, actor }
 }

@@ -13,7 +13,9 @@ mod objects;
 mod sandboxes;
 
 pub use events::*;
-pub use fixture::{Clock, apply, claim_request, event_of, image, key, lease, pool, ready, recount, sandbox, template, tenant, warm};
+pub use fixture::{
+    Clock, apply, claim_request, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, template, tenant, warm,
+};
 pub use lists::*;
 pub use objects::*;
 pub use sandboxes::*;
