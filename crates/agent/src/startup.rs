@@ -18,6 +18,7 @@ use crate::server::{self, Agent};
 /// Set for the agent by whoever hands it the socket (systemd's protocol): the descriptor's number follows from it.
 const LISTEN_FDS: &str = "LISTEN_FDS";
 const LISTEN_FIRST: &str = "LISTEN_FDS_FIRST_FD";
+const LISTEN_FIRST_DEFAULT: u32 = 3;
 /// Open files the agent allows itself: connections, pipes and terminals of every process.
 const OPEN_FILES: u64 = 16_384;
 
@@ -44,7 +45,7 @@ pub(crate) fn run(arguments: &[OsString]) -> io::Result<()> {
 fn parse(arguments: &[OsString]) -> io::Result<Listen> {
     let usage = || io::Error::new(io::ErrorKind::InvalidInput, "usage: sandbank-agent [--listen-fd N | --listen PATH]");
     match arguments {
-        [] => Ok(Listen::Descriptor(3)),
+        [] => Ok(Listen::Descriptor(LISTEN_FIRST_DEFAULT)),
         [option, value] if option == "--listen" => Ok(Listen::Path(value.clone())),
         [option, value] if option == "--listen-fd" => {
             value.to_str().and_then(|text| text.parse().ok()).map(Listen::Descriptor).ok_or_else(usage)
@@ -56,7 +57,8 @@ fn parse(arguments: &[OsString]) -> io::Result<Listen> {
 /// Takes over an inherited socket, and keeps it from children. Only the environment can tell safe code that a descriptor is
 /// really meant for it, so an agent that was given just the number runs itself again with the environment set.
 fn adopt(number: u32) -> io::Result<std::os::unix::net::UnixListener> {
-    if std::env::var_os(LISTEN_FDS).is_none() {
+    let first = std::env::var(LISTEN_FIRST).ok().and_then(|first| first.parse().ok()).unwrap_or(LISTEN_FIRST_DEFAULT);
+    if std::env::var_os(LISTEN_FDS).is_none() || first != number {
         let mut again = process::Command::new("/proc/self/exe");
         again.arg0("sandbank-agent").arg("--listen-fd").arg(number.to_string());
         return Err(again.env(LISTEN_FDS, "1").env(LISTEN_FIRST, number.to_string()).exec());

@@ -118,11 +118,12 @@ pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Resu
     .map(drop)
 }
 
-/// execveat(2) of an open file. Returns only on failure.
-pub(crate) fn exec_fd(file: BorrowedFd<'_>, argv: &[&CStr]) -> Errno {
-    let mut pointers: Vec<*const c_char> = argv.iter().map(|arg| arg.as_ptr()).collect();
-    pointers.push(std::ptr::null());
-    let environment: [*const c_char; 1] = [std::ptr::null()];
+/// execveat(2) of an open file, with `variables` as its whole environment. Returns only on failure.
+pub(crate) fn exec_fd(file: BorrowedFd<'_>, argv: &[&CStr], variables: &[&CStr]) -> Errno {
+    let null_terminated = |texts: &[&CStr]| -> Vec<*const c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (pointers, environment) = (null_terminated(argv), null_terminated(variables));
     // SAFETY: path, argv and envp are null-terminated arrays of C strings that live through the call.
     let result = unsafe {
         libc::syscall(

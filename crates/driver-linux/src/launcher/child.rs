@@ -24,6 +24,8 @@ const AGENT_LISTEN_FD: i32 = 3;
 const AGENT_PROGRAM_FD: i32 = 4;
 /// What the agent is called with.
 const AGENT_ARGV: [&CStr; 3] = [c"sandbank-agent", c"--listen-fd", c"3"];
+/// Tells that descriptor 3 is meant for it (sd_listen_fds(3)); without this the agent runs itself again to be told.
+const AGENT_ENVIRONMENT: [&CStr; 1] = [c"LISTEN_FDS=1"];
 /// Most open files of one process, unless the host allows fewer.
 const OPEN_FILES_MAX: u64 = 65_536;
 
@@ -108,7 +110,7 @@ impl Child<'_> {
         caps::drop_to_kept().at("drop capabilities")?;
         // SAFETY: the descriptor was just placed there, and nothing owns or closes it before the exec.
         let agent = unsafe { BorrowedFd::borrow_raw(AGENT_PROGRAM_FD) };
-        Err(sys::exec_fd(agent, &AGENT_ARGV)).at("run the agent")
+        Err(sys::exec_fd(agent, &AGENT_ARGV, &AGENT_ENVIRONMENT)).at("run the agent")
     }
 }
 
