@@ -4,7 +4,7 @@
 //! namespace are then owned by that one, and the sandbox's root has no power over them.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -66,17 +66,24 @@ pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
     // overlayfs too, which works with the identity that mounts it.
     sys::own_new_files_as(ids.first).at("become the owner of new files")?;
     let private = attach(sandbox, clone_tree(sandbox, "", ids).at("map the upper directory")?)?;
-    let mut lowers = Vec::with_capacity(plan.lowers.len());
-    for lower in &plan.lowers {
-        lowers.push(attach(sandbox, clone_layer(lower, ids)?)?);
+    let lowers = attach_layers(sandbox, &plan.lowers, ids)?;
+    // Before the root is mounted: what is attached afterwards would lie on top of the new root, where whoever climbs out of a
+    // chroot finds it.
+    let mut graft_lowers = Vec::with_capacity(plan.grafts.len());
+    for graft in &plan.grafts {
+        graft_lowers.push(attach_layers(sandbox, &graft.lowers, ids)?);
     }
     overlay(&here(sandbox), &lowers, private.as_fd(), "").at("mount the root file system")?;
     // The path, unlike the descriptor, now leads to what was mounted last.
     rustix::process::chdir(path).at("enter the root file system")?;
-    for graft in &plan.grafts {
-        self::graft(sandbox, graft, private.as_fd(), ids)?;
+    for (graft, lowers) in plan.grafts.iter().zip(&graft_lowers) {
+        self::graft(graft, lowers, private.as_fd())?;
     }
     Ok(())
+}
+
+fn attach_layers(sandbox: BorrowedFd<'_>, layers: &[PathBuf], ids: &Ids<'_>) -> Step<Vec<OwnedFd>> {
+    layers.iter().map(|layer| attach(sandbox, clone_layer(layer, ids)?)).collect()
 }
 
 fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> {
@@ -87,14 +94,10 @@ fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> 
     make_dir(sandbox, base.join("work"))
 }
 
-fn graft(sandbox: BorrowedFd<'_>, graft: &Graft, private: BorrowedFd<'_>, ids: &Ids<'_>) -> Step<()> {
-    let mut lowers = Vec::with_capacity(graft.lowers.len());
-    for lower in &graft.lowers {
-        lowers.push(attach(sandbox, clone_layer(lower, ids)?)?);
-    }
+fn graft(graft: &Graft, lowers: &[OwnedFd], private: BorrowedFd<'_>) -> Step<()> {
     let target = graft.target.to_str().ok_or(Errno::INVAL).at("mount a graft")?;
     require_dir(target).at("find a graft's mount point")?;
-    overlay(target, &lowers, private, &format!("/grafts/{target}")).at("mount a graft")
+    overlay(target, lowers, private, &format!("/grafts/{target}")).at("mount a graft")
 }
 
 /// A path that leads to what is mounted on an open directory.
