@@ -21,7 +21,7 @@ Exit codes: 0 success, 1 error, 2 wrong usage; run and exec end with the program
 
 /// Pools of ready Linux sandboxes, handed out in under a millisecond.
 #[derive(Debug, Parser)]
-#[command(name = "sandbank", version, about, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "sandbank", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -467,9 +467,9 @@ pub(crate) struct TemplateCreate {
     /// Write a newer version of a template that exists
     #[arg(long)]
     pub(crate) update: bool,
-    /// Port that programs in it serve on; may be repeated
-    #[arg(long = "port", value_name = "PORT")]
-    pub(crate) ports: Vec<u16>,
+    /// Port that programs in it serve on; one with a name is shown as an endpoint; may be repeated
+    #[arg(long = "port", value_name = "[NAME=]PORT")]
+    pub(crate) ports: Vec<String>,
     #[command(flatten)]
     pub(crate) resources: ResourceArgs,
     #[command(flatten)]

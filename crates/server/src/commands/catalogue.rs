@@ -44,11 +44,21 @@ fn template_body(options: &TemplateCreate) -> Result<Value> {
     let mut body = json!({ "name": options.name, "image": options.image });
     put(&mut body, "version", options.version.as_ref());
     put(&mut body, "description", options.description.as_ref());
-    put(&mut body, "ports", (!options.ports.is_empty()).then_some(&options.ports));
+    let ports = options.ports.iter().map(|text| port(text)).collect::<Result<Vec<_>>>()?;
+    put(&mut body, "ports", (!ports.is_empty()).then_some(ports));
     put(&mut body, "command", (!options.command.is_empty()).then_some(&options.command));
     put_resources(&mut body, &options.resources);
     put_process(&mut body, &options.process)?;
     Ok(body)
+}
+
+/// `PORT` or `NAME=PORT`.
+fn port(text: &str) -> Result<Value> {
+    let (name, number) = text.split_once('=').map_or((None, text), |(name, number)| (Some(name), number));
+    match number.parse::<u16>() {
+        Ok(number @ 1..) => Ok(json!({ "name": name, "port": number })),
+        _ => Err(Failure::usage(format!("{text:?} is not a port: write PORT or NAME=PORT, with a port from 1 to 65535"))),
+    }
 }
 
 const TEMPLATE_HEADINGS: [&str; 5] = ["NAME", "VERSION", "CPU", "MEMORY", "DESCRIPTION"];

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{put, put_lease, put_process, put_resources};
+use super::{on_expiry, put, put_process, put_resources};
 use crate::cli::{Pool, PoolCreate, PoolScale};
 use crate::client::{Client, encode_segment};
 use crate::failure::Result;
@@ -54,7 +54,10 @@ fn create_body(options: &PoolCreate) -> Result<Value> {
     put(&mut body, "maxReplicas", options.max);
     put_resources(&mut body, &options.resources);
     put_process(&mut body, &options.process)?;
-    put_lease(&mut body, &options.lease);
+    put(&mut body, "timeout", options.lease.timeout.as_ref());
+    put(&mut body, "onExpiry", options.lease.on_expiry.map(on_expiry));
+    // The one default that AgentBox's contract knows has its place there (native.md §8).
+    put(&mut body, "spec", options.lease.idle_timeout.as_ref().map(|life| json!({ "defaultIdleTimeout": life })));
     Ok(body)
 }
 
