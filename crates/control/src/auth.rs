@@ -163,7 +163,9 @@ mod tests {
         assert!(bare.is_some());
         assert_eq!(key_hash(&format!("agbx_{hex}")), bare);
         assert_eq!(key_hash(&format!("e2b_{hex}")), bare);
-        for wrong in ["", "agbx_", "x", &hex[1..], &format!("{hex}0"), &format!("_{hex}"), &format!("A_{hex}"), &format!("a_b_{hex}")] {
+        for wrong in
+            ["", "agbx_", "x", &hex[1..], &format!("{hex}0"), &format!("_{hex}"), &format!("A_{hex}"), &format!("a_b_{hex}")]
+        {
             assert_eq!(key_hash(wrong), None, "{wrong}");
         }
         assert_eq!(key_hash(&"g".repeat(64)), None);

@@ -83,10 +83,7 @@ impl Inner {
         let lease = terms.begin(now, AssignmentId::new(now, self.random()));
         let request = ClaimRequest { pool: pool.id, lease, actor: actor.clone(), now };
         let store = Arc::clone(&self.store);
-        let taking = Taking {
-            inner: Arc::clone(self),
-            claim: Some(Box::pin(async move { store.sandbox_claim(request).await })),
-        };
+        let taking = Taking { inner: Arc::clone(self), claim: Some(Box::pin(async move { store.sandbox_claim(request).await })) };
         let Some(held) = taking.await? else {
             return Ok(None);
         };
@@ -112,7 +109,9 @@ impl Inner {
         let give_up = tokio::time::Instant::now() + limit;
         loop {
             // Looked at after joining the queue and after every wake-up: what became warm in between is not missed.
-            if waiter.is_first() && let Some(held) = self.take_warm(pool, terms, &actor).await? {
+            if waiter.is_first()
+                && let Some(held) = self.take_warm(pool, terms, &actor).await?
+            {
                 return Ok(held);
             }
             if self.tasks.closing.is_cancelled() {
@@ -216,7 +215,9 @@ impl Inner {
             match stopped {
                 Ok(sandbox) if sandbox.state == State::Stopping => inner.destroy_stopping(&sandbox),
                 Ok(_) => {}
-                Err(error) => tracing::error!(sandbox = %sandbox.id, error = %error, "a sandbox whose claimer left could not be released"),
+                Err(error) => {
+                    tracing::error!(sandbox = %sandbox.id, error = %error, "a sandbox whose claimer left could not be released")
+                }
             }
         });
     }

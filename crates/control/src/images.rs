@@ -66,7 +66,10 @@ impl Control {
 
     /// The image that this name means to the caller; aliases apply.
     pub async fn image_get(&self, caller: &Caller, name: &ImageName) -> Result<Image> {
-        self.inner.find_image(name, caller.principal.tenant).await?.ok_or_else(|| Error::not_found(format!("image {name} not found")))
+        self.inner
+            .find_image(name, caller.principal.tenant)
+            .await?
+            .ok_or_else(|| Error::not_found(format!("image {name} not found")))
     }
 
     /// Refused while a template, pool or live sandbox uses it. The installation's own images are the admins'.

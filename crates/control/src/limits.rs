@@ -52,7 +52,9 @@ pub(crate) fn check_env(env: &EnvMap) -> Result<()> {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             let shown: String = name.chars().take(80).collect();
-            return Err(Error::invalid(format!("env {shown:?}: a name is not empty and has no '='; neither part has a NUL byte")));
+            return Err(Error::invalid(format!(
+                "env {shown:?}: a name is not empty and has no '='; neither part has a NUL byte"
+            )));
         }
     }
     Ok(())

@@ -239,10 +239,7 @@ impl Inner {
     async fn record_exit(&self, id: SandboxId, code: i32) -> Result<()> {
         self.advance(id, &Actor::system(), |sandbox, _| {
             let open = sandbox.exit.is_none()
-                && matches!(
-                    sandbox.state,
-                    State::Ready | State::Running | State::Pausing | State::Paused | State::Resuming
-                );
+                && matches!(sandbox.state, State::Ready | State::Running | State::Pausing | State::Paused | State::Resuming);
             Ok(open.then_some(Command::CommandExited(ExitInfo { code })))
         })
         .await?;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbank_model::{
-    Autoscaling, EventKind, ImageName, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef,
-    TemplateSpec, phase_of,
+    EventKind, ImageName, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef, TemplateSpec, phase_of,
 };
 use sandbank_store::{Insert, PageRequest, PoolSummary, Write};
 
@@ -334,7 +333,7 @@ impl Inner {
     }
 
     fn check_pool_settings(&self, pool: &Pool) -> Result<()> {
-        let Autoscaling { enabled: _, scale_up: _, scale_down: _ } = pool.autoscaling;
+        self.driver(&pool.driver)?;
         pool.sizing.validate(&pool.autoscaling)?;
         if pool.overrides.resource_multiplier == Some(0) {
             return Err(Error::invalid("overrides.resourceMultiplier must be at least 1"));

@@ -26,7 +26,8 @@ impl Allowance {
 impl Inner {
     /// The limits in force: the tenant's own, else the installation's.
     pub(crate) async fn quota_limits(&self, tenant: TenantId) -> Result<QuotaLimits> {
-        let record = self.store.tenant_get(tenant).await?.ok_or_else(|| Error::not_found(format!("tenant {tenant} not found")))?;
+        let record =
+            self.store.tenant_get(tenant).await?.ok_or_else(|| Error::not_found(format!("tenant {tenant} not found")))?;
         let (own, general) = (record.quota, self.settings.default_quota);
         Ok(QuotaLimits {
             sandboxes: own.sandboxes.or(general.sandboxes),

@@ -55,7 +55,12 @@ impl Control {
 }
 
 impl Inner {
-    async fn recover_driver(self: &Arc<Self>, driver: &Arc<dyn Driver>, sandboxes: Vec<Sandbox>, recovery: &mut Recovery) -> Result<()> {
+    async fn recover_driver(
+        self: &Arc<Self>,
+        driver: &Arc<dyn Driver>,
+        sandboxes: Vec<Sandbox>,
+        recovery: &mut Recovery,
+    ) -> Result<()> {
         // Half-made ones are not claimed to be known: the driver destroys them with everything else that no record vouches for.
         let known = sandboxes.iter().filter(|sandbox| !matches!(sandbox.state, State::Provisioning | State::Stopping));
         let known = known.map(|sandbox| (sandbox.id, sandbox.handle.clone())).collect();

@@ -76,8 +76,7 @@ impl Control {
         newest_first: bool,
         limit: u32,
     ) -> Result<Vec<Event>> {
-        let mut filter =
-            EventFilter { tenant: Some(caller.principal.tenant), sandbox, pool: None, after, newest_first };
+        let mut filter = EventFilter { tenant: Some(caller.principal.tenant), sandbox, pool: None, after, newest_first };
         if let Some(id) = sandbox {
             filter.tenant = Some(self.inner.sandbox_of(caller, id).await?.tenant);
         }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use sandbank_agent_protocol as agent;
 use sandbank_model::{
-    Actor, Autoscaling, EnvMap, ExpiryAction, ImageConfig, ImageName, KeyHash, LeaseChange, Overrides, Pool, PoolCounts, PoolName,
-    PoolPhase, PoolPolicies, Principal, QuotaLimits, Role, Sandbox, SandboxId, SandboxSpec, SemVer, Sizing, State, StringMap, Template,
-    TemplateSpec, Timeout, Timestamp, Usage,
+    Actor, Autoscaling, EnvMap, ExpiryAction, ImageConfig, ImageName, KeyHash, LeaseChange, Overrides, Pool, PoolCounts,
+    PoolName, PoolPhase, PoolPolicies, Principal, QuotaLimits, Role, Sandbox, SandboxId, SandboxSpec, SemVer, Sizing, State,
+    StringMap, Template, TemplateSpec, Timeout, Timestamp, Usage,
 };
 
 /// Tells the time.

@@ -1,0 +1,11 @@
+//! Control over the SQLite store and the driver in memory: what it promises, under races, faults and restarts.
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+mod claims;
+mod inside;
+mod keys;
+mod lifecycle;
+mod pools;
+mod random;
+mod recovery;
+mod support;
