@@ -141,7 +141,9 @@ async fn write_parts<W: AsyncWrite + Unpin>(writer: &mut W, kind: u8, body: &[u8
     head[4] = kind;
     let mut parts = Buf::chain(&head[..], body);
     while parts.has_remaining() {
-        writer.write_buf(&mut parts).await?;
+        if writer.write_buf(&mut parts).await? == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
+        }
     }
     Ok(())
 }

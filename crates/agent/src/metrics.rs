@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use sandbank_agent_protocol::Metrics;
 
@@ -20,7 +21,7 @@ fn threads() -> u32 {
     let Ok(entries) = fs::read_dir("/proc") else { return 0 };
     let processes = entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit());
     let threads = processes.map(|entry| {
-        let links = rustix::fs::stat(entry.path().join("task")).map_or(0, |stat| stat.st_nlink);
+        let links = fs::metadata(entry.path().join("task")).map_or(0, |metadata| metadata.nlink());
         links.saturating_sub(BARE_DIRECTORY_LINKS)
     });
     u32::try_from(threads.sum::<u64>()).unwrap_or(u32::MAX)

@@ -19,6 +19,8 @@ use crate::server::{self, Agent};
 const LISTEN_FDS: &str = "LISTEN_FDS";
 const LISTEN_FIRST: &str = "LISTEN_FDS_FIRST_FD";
 const LISTEN_FIRST_DEFAULT: u32 = 3;
+/// Room for events taken from the kernel at once.
+const EVENTS_PER_TICK: usize = 128;
 /// Open files the agent allows itself: connections, pipes and terminals of every process.
 const OPEN_FILES: u64 = 16_384;
 
@@ -35,7 +37,7 @@ pub(crate) fn run(arguments: &[OsString]) -> io::Result<()> {
     };
     let children_files = harden();
     listener.set_nonblocking(true)?;
-    let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+    let runtime = Builder::new_current_thread().enable_io().enable_time().max_io_events_per_tick(EVENTS_PER_TICK).build()?;
     runtime.block_on(LocalSet::new().run_until(async move {
         let agent = Rc::new(Agent::new(children_files));
         server::serve(agent, UnixListener::from_std(listener)?).await

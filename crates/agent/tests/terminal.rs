@@ -110,7 +110,9 @@ async fn what_has_no_terminal_is_not_resized() {
 #[tokio::test]
 async fn the_session_dies_with_its_shell() {
     let agent = TestAgent::start().await;
-    let (_, mut connection) = agent.spawn(on_terminal(shell("sleep 1000 & echo child=$!.; wait"))).await;
+    // With job control the child is in a group of its own.
+    let (_, mut connection) =
+        agent.spawn(on_terminal(argv(&["bash", "-c", "set -m; nohup sleep 1000 & echo child=$!.; wait"]))).await;
     let mut ran = Ran::default();
     collect_until(&mut connection, &mut ran, ".").await;
     let child: u32 = text(&ran).split(['=', '.']).nth(1).unwrap().parse().unwrap();

@@ -3,6 +3,7 @@
 mod follow;
 mod output;
 mod ring;
+mod session;
 mod spawn;
 mod stdin;
 mod table;
@@ -88,6 +89,9 @@ impl Process {
         let signal = named_signal(number)?;
         if self.exit.get().is_some() {
             return Err(self.ended_error());
+        }
+        if group && signal == Signal::KILL && self.request.pty.is_some() {
+            session::kill(self.pid);
         }
         let sent = if group {
             // The stub of a terminal has no group of its own for its first instructions.
