@@ -50,6 +50,8 @@ pub(crate) struct ConfigFile {
     pub(crate) data_dir: Option<PathBuf>,
     /// Address and port.
     pub(crate) listen: Option<String>,
+    /// Address that clients reach this server by, where a proxy stands before it.
+    pub(crate) public_url: Option<String>,
     /// The installation's admin key, `<prefix>_<64 hex>`.
     pub(crate) admin_key: Option<String>,
     /// How this machine presents itself.
@@ -173,6 +175,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Admin key that the operator chose; `None`: the one in the data directory.
     pub(crate) admin_key: Option<String>,
+    /// Address that clients reach this server by; `None`: as the request's `Host` says.
+    pub(crate) public_url: Option<String>,
     /// How this machine presents itself.
     pub(crate) cluster: Cluster,
     /// Open client connections.
@@ -202,6 +206,7 @@ impl Config {
             data_dir,
             listen,
             admin_key,
+            public_url: file.public_url.as_deref().map(check_public_url).transpose()?,
             cluster: file.cluster,
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,
             log: file.log,
@@ -286,6 +291,15 @@ pub(crate) fn check_admin_key(key: &str, what: &str) -> Result<()> {
              make one with: echo agbx_$(openssl rand -hex 32)"
         )))
     }
+}
+
+/// `http://` or `https://`, a host, perhaps a path; without the slash at the end.
+fn check_public_url(url: &str) -> Result<String> {
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+    if host.is_empty() || host.starts_with('/') || url.contains([' ', '?', '#', '\n']) {
+        return Err(Failure::new(format!("public_url {url:?} is not an address: write it like https://sandbank.example")));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
 }
 
 fn check_cluster(cluster: &Cluster) -> Result<()> {
@@ -388,6 +402,7 @@ mod tests {
         refused("[limits]\nretention = \"-1h\"", "limits.retention");
         refused("[limits]\nstartup_timeout = \"soon\"", "limits.startup_timeout");
         refused("[limits]\nwaiting_claims_max = 0", "limits.waiting_claims_max");
+        refused("public_url = \"sandbank.example\"", "public_url");
         refused("[cluster]\nid = \"A B\"", "cluster.id");
         refused("[image_aliases]\n\"../x\" = \"host\"", "image_aliases");
     }

@@ -192,10 +192,15 @@ fn look(shared: &Shared, round: u64) {
         assert_eq!(live.get(id).map(String::as_str), Some("Running"), "round {round}: {id} was answered and is not running");
     }
     for id in &ledger.released {
-        assert!(live.get(id).is_none_or(|status| status == "Stopping"), "round {round}: {id} was given back and is {:?}", live[id]);
+        assert!(
+            live.get(id).is_none_or(|status| status == "Stopping"),
+            "round {round}: {id} was given back and is {:?}",
+            live[id]
+        );
     }
     // One that was claimed without an answer has no holder; somebody has to give it back.
-    let unknown: Vec<&String> = live.iter().filter(|(id, status)| *status == "Running" && !ledger.held.contains(*id)).map(|(id, _)| id).collect();
+    let unknown: Vec<&String> =
+        live.iter().filter(|(id, status)| *status == "Running" && !ledger.held.contains(*id)).map(|(id, _)| id).collect();
     for id in unknown {
         let (status, answer) = shared.ask("DELETE", &format!("/v1/sandboxes/{id}"), "").unwrap();
         assert!([202, 404].contains(&status), "round {round}: {status} {answer}");

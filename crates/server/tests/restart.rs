@@ -14,14 +14,18 @@ fn survives(end: impl FnOnce(&mut Server)) {
     server.pool("base", 2);
     let kept = server.claim("base --metadata who=me");
     let paused = server.claim("base");
-    server.words(&["exec", &kept, "--", "sh", "-c", "echo before > /tmp/state; (while :; do sleep 1; done) & echo $! > /tmp/pid"]).ok();
+    server
+        .words(&["exec", &kept, "--", "sh", "-c", "echo before > /tmp/state; (while :; do sleep 1; done) & echo $! > /tmp/pid"])
+        .ok();
     server.words(&["pause", &paused]).ok();
     server.wait_warm("base", 2);
     let warm: Vec<String> = server.on_disk();
     end(&mut server);
     server.start_again();
     let shown = server.json("ps");
-    let item = |id: &str| shown["items"].as_array().unwrap().iter().find(|item| item["sandboxId"] == id).expect("it is still there").clone();
+    let item = |id: &str| {
+        shown["items"].as_array().unwrap().iter().find(|item| item["sandboxId"] == id).expect("it is still there").clone()
+    };
     assert_eq!((&item(&kept)["status"], &item(&kept)["metadata"]["who"]), (&"Running".into(), &"me".into()));
     assert_eq!(item(&paused)["state"], "paused");
     // The same processes, not others in their place.

@@ -171,9 +171,8 @@ fn up_makes_the_pool_and_says_what_to_do_next() {
         for expected in ["Pool \"base\" has", "claimed a sandbox", "my pid is", "ran as uid", "sandbank env native", "run base"] {
             assert!(text.contains(expected), "{expected:?} is missing: {text}");
         }
-        let client = |line: &str| -> Ended {
-            sandbank().args(line.split(' ')).env("SANDBANK_DATA_DIR", &data).output().unwrap().into()
-        };
+        let client =
+            |line: &str| -> Ended { sandbank().args(line.split(' ')).env("SANDBANK_DATA_DIR", &data).output().unwrap().into() };
         assert_eq!(client("run base -- echo hello").ok(), "hello\n");
         client("pool delete base").ok();
         wait_for("the sandboxes to be gone", || support::names(&data.join("sandboxes")).is_empty().then_some(()));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
+use sandbank_api_native::NativeSettings;
 use sandbank_control::{Background, Control};
 use sandbank_driver::Driver;
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
@@ -43,15 +44,9 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) 
         Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), config.settings.clone());
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
-    let recovery = control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
-    tracing::info!(
-        adopted = recovery.adopted,
-        lost = recovery.lost,
-        cleaned = recovery.cleaned,
-        orphans = recovery.orphans,
-        "recovered"
-    );
+    control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
     let background = control.start();
+    keep_up(metrics.clone());
     let router = routes(config, control, metrics);
     Ok(Parts { router, background, store })
 }
@@ -65,7 +60,25 @@ async fn open_store(database: PathBuf) -> Result<SqliteStore> {
 }
 
 /// The routes of every dialect.
-fn routes(_config: &Config, _control: Control, _metrics: PrometheusHandle) -> Router {
-    let _ = UPKEEP;
-    Router::new()
+fn routes(config: &Config, control: Control, metrics: PrometheusHandle) -> Router {
+    let settings = NativeSettings {
+        cluster_id: config.cluster.id.clone(),
+        cluster_name: config.cluster.name.clone(),
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        public_url: config.public_url.clone(),
+        render_metrics: Some(Arc::new(move || metrics.render())),
+        ..NativeSettings::default()
+    };
+    sandbank_api_native::router(control, settings)
+}
+
+/// Folds histograms from time to time: otherwise a server whose metrics nobody reads would keep every sample.
+fn keep_up(metrics: PrometheusHandle) {
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            metrics.run_upkeep();
+        }
+    });
 }
