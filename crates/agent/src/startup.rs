@@ -8,7 +8,7 @@ use std::{io, process};
 
 use listenfd::ListenFd;
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
@@ -69,12 +69,23 @@ fn adopt(number: u32) -> io::Result<std::os::unix::net::UnixListener> {
     listener.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number} is not a listening socket")))
 }
 
+/// Makes process 1 deaf to SIGSEGV and SIGBUS sent from inside, as it is to all signals without a handler (pid_namespaces(7)).
+///
+/// Rust's runtime handles these two, and both at once overflow the stack of the handlers, which ends the sandbox. A handler
+/// that is called for anything but a stack's guard page puts the default action back and returns, so being sent each once does it.
+fn give_up_fault_handlers() {
+    for signal in [Signal::SEGV, Signal::BUS] {
+        let _ = kill_process(getpid(), signal);
+    }
+}
+
 /// What must hold before anything else runs in the sandbox. Returns the open-files limit that children get.
 fn harden() -> Option<Rlimit> {
     // Without this a process inside could trace the agent or read its memory. Failing is not fatal: the host's safety does not
     // rest on it.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    give_up_fault_handlers();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let _ = rustix::process::chdir(Path::new("/"));
     let limit = rustix::process::getrlimit(Resource::Nofile);

@@ -13,7 +13,9 @@ use sandbank_driver_linux::caps;
 use support::{Fixture, can_run, host_pid};
 
 /// Findings that tell a value; the test looks at those itself.
-const VALUES: [&str; 10] = [
+const VALUES: [&str; 12] = [
+    "status_SigBlk",
+    "status_SigIgn",
     "status_CapInh",
     "status_CapPrm",
     "status_CapEff",
@@ -26,7 +28,7 @@ const VALUES: [&str; 10] = [
     "uid_map",
 ];
 
-fn capabilities(findings: &Findings, name: &str) -> u64 {
+fn hexadecimal(findings: &Findings, name: &str) -> u64 {
     u64::from_str_radix(findings.detail(name), 16).unwrap()
 }
 
@@ -78,14 +80,19 @@ async fn root_inside_reaches_nothing_outside() {
     assert!(findings.count() >= 95, "the probe ended early: {} findings", findings.count());
 
     for set in ["status_CapPrm", "status_CapEff", "status_CapBnd"] {
-        assert_eq!(capabilities(&findings, set), caps::kept_set().bits(), "{set}");
+        assert_eq!(hexadecimal(&findings, set), caps::kept_set().bits(), "{set}");
     }
     for set in ["status_CapInh", "status_CapAmb"] {
-        assert_eq!(capabilities(&findings, set), 0, "{set}");
+        assert_eq!(hexadecimal(&findings, set), 0, "{set}");
     }
     assert_eq!(findings.detail("status_Seccomp"), "2", "a filter is in place");
     assert_eq!(findings.detail("status_Seccomp_filters"), "1");
     assert_eq!(findings.detail("status_NoNewPrivs"), "0", "sudo could not work otherwise");
+
+    // What guards the agent against faults sent to it must not be inherited by what it starts.
+    let faults = 1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1);
+    assert_eq!(hexadecimal(&findings, "status_SigBlk"), 0);
+    assert_eq!(hexadecimal(&findings, "status_SigIgn") & faults, 0);
 
     // Every signal was sent to it, and it still serves.
     fixture.ping(&sandbox).await.unwrap();
@@ -126,9 +133,9 @@ async fn a_plain_user_has_no_capability_and_may_become_root_only_by_sudo() {
     findings.include(&["it_is_not_root", "the_agent_was_sent_every_signal", "give_a_file_to_root", "new_user_namespace"]);
     fixture.ping(&sandbox).await.unwrap();
     for set in ["status_CapPrm", "status_CapEff", "status_CapInh", "status_CapAmb"] {
-        assert_eq!(capabilities(&findings, set), 0, "{set}");
+        assert_eq!(hexadecimal(&findings, set), 0, "{set}");
     }
-    assert_eq!(capabilities(&findings, "status_CapBnd"), caps::kept_set().bits());
+    assert_eq!(hexadecimal(&findings, "status_CapBnd"), caps::kept_set().bits());
     assert_eq!(findings.detail("status_Seccomp"), "2");
 
     if std::path::Path::new("/usr/bin/sudo").exists() {

@@ -137,7 +137,9 @@ fn descriptors() {
 /// Lines of the process's status, for the test to compare with what the code says.
 fn status() {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    for key in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid"] {
+    for key in
+        ["SigBlk", "SigIgn", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid"]
+    {
         let value = status.lines().find_map(|line| line.strip_prefix(&format!("{key}:"))).unwrap_or("missing");
         say(&format!("status_{key}"), true, value.trim());
     }
@@ -293,6 +295,13 @@ fn signal_the_agent() {
     const SIGCHLD: c_int = 17;
     for signal in (1..=64).filter(|signal| *signal != SIGCHLD) {
         unsafe { kill(1, signal) };
+    }
+    // The two that Rust's runtime handles, as close together as can be.
+    const SIGBUS: c_int = 7;
+    const SIGSEGV: c_int = 11;
+    for _ in 0..2000 {
+        unsafe { kill(1, SIGBUS) };
+        unsafe { kill(1, SIGSEGV) };
     }
     say("the_agent_was_sent_every_signal", true, "");
 }
