@@ -51,10 +51,10 @@ macro_rules! id {
         impl FromStr for $name {
             type Err = ParseIdError;
 
-            /// Accepts the hyphenated form only: other spellings of the same UUID would make two names for one object.
+            /// Accepts the hyphenated lower-case form only: other spellings of the same UUID would make two names for one object.
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let refused = || ParseIdError { text: text.chars().take(64).collect() };
-                if text.len() != 36 {
+                if text.len() != 36 || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
                     return Err(refused());
                 }
                 Uuid::try_parse(text).map(Self).map_err(|_| refused())

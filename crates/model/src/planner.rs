@@ -21,6 +21,14 @@ pub struct PoolCounts {
     pub failed: u32,
 }
 
+impl PoolCounts {
+    /// All that hold a place in the pool: being made, warm or claimed.
+    #[must_use]
+    pub const fn all(&self) -> u32 {
+        self.provisioning.saturating_add(self.ready).saturating_add(self.claimed)
+    }
+}
+
 /// What the planner looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSnapshot {
@@ -71,20 +79,20 @@ pub struct PoolPlan {
 pub fn plan_pool(snapshot: &PoolSnapshot, now: Timestamp) -> PoolPlan {
     let counts = &snapshot.counts;
     if snapshot.state == PoolState::Deleting {
-        let left = counts.provisioning + counts.ready + counts.claimed + counts.stopping;
+        let left = counts.all().saturating_add(counts.stopping);
         return PoolPlan { destroy: counts.ready, remove: left == 0, ..PoolPlan::default() };
     }
     let (replicas, mut wake_at) = autoscale(snapshot, now);
     let wanted_warm = wanted_warm(&Sizing { replicas, ..snapshot.sizing }, counts);
     // Outdated sandboxes are replaced one for one: they go only as far as fresh ones are there or coming.
-    let fresh = counts.ready.saturating_sub(counts.outdated) + counts.provisioning;
+    let fresh = counts.ready.saturating_sub(counts.outdated).saturating_add(counts.provisioning);
     let mut create = wanted_warm.saturating_sub(fresh).min(room(&snapshot.sizing, counts));
     if let Some(until) = snapshot.backoff_until.filter(|until| *until > now) {
         wake_at = earliest(wake_at, Some(until));
         create = 0;
     }
     let fresh_ready = counts.ready.saturating_sub(counts.outdated);
-    let surplus = (counts.ready + counts.provisioning).saturating_sub(wanted_warm);
+    let surplus = counts.ready.saturating_add(counts.provisioning).saturating_sub(wanted_warm);
     let replace = counts.outdated.min(surplus.max(outdated_without_room(snapshot, wanted_warm)));
     let destroy = if create > 0 { 0 } else { surplus.saturating_sub(replace).min(fresh_ready) };
     PoolPlan {
@@ -109,7 +117,7 @@ fn wanted_warm(sizing: &Sizing, counts: &PoolCounts) -> u32 {
 
 /// How many more sandboxes fit under `max` (outdated ones do not hold a place of their own: see `outdated_without_room`).
 fn room(sizing: &Sizing, counts: &PoolCounts) -> u32 {
-    let all = counts.provisioning + counts.ready + counts.claimed;
+    let all = counts.all();
     let bound = match (sizing.counting, sizing.max) {
         (_, Some(max)) => max,
         // During a replacement a pool counted in total may hold one generation beside the other.
@@ -122,7 +130,7 @@ fn room(sizing: &Sizing, counts: &PoolCounts) -> u32 {
 /// When the pool is full up to `max` with outdated sandboxes, one has to go before a fresh one can come.
 fn outdated_without_room(snapshot: &PoolSnapshot, wanted_warm: u32) -> u32 {
     let counts = &snapshot.counts;
-    let needs_fresh = wanted_warm > counts.ready.saturating_sub(counts.outdated) + counts.provisioning;
+    let needs_fresh = wanted_warm > counts.ready.saturating_sub(counts.outdated).saturating_add(counts.provisioning);
     u32::from(needs_fresh && counts.outdated > 0 && room(&snapshot.sizing, counts) == 0)
 }
 

@@ -271,10 +271,10 @@ pub fn phase_of(state: PoolState, sizing: &Sizing, counts: &PoolCounts) -> PoolP
         return PoolPhase::Terminating;
     }
     let have = match sizing.counting {
-        Counting::Total => counts.ready + counts.provisioning + counts.claimed,
-        Counting::Warm => counts.ready + counts.provisioning,
+        Counting::Total => counts.all(),
+        Counting::Warm => counts.ready.saturating_add(counts.provisioning),
     };
-    if counts.ready + counts.claimed == 0 && sizing.replicas > 0 {
+    if counts.ready == 0 && counts.claimed == 0 && sizing.replicas > 0 {
         if counts.failed > 0 { PoolPhase::Degraded } else { PoolPhase::Pending }
     } else if have < sizing.replicas || counts.provisioning > 0 {
         PoolPhase::ScalingUp

@@ -153,11 +153,21 @@ impl Sandbox {
     /// clock ends.
     #[must_use]
     pub fn expiry(&self, now: Timestamp) -> Option<ExpiryCause> {
+        self.deadline().filter(|(at, _)| *at <= now).map(|(_, cause)| cause)
+    }
+
+    /// When the lease will end by itself if nothing happens, and which clock will end it. `None` when there is no lease, it
+    /// has no end, or the state is one that no clock ends.
+    #[must_use]
+    pub fn deadline(&self) -> Option<(Timestamp, ExpiryCause)> {
         if !self.state.lease_clock_runs() {
             return None;
         }
-        let cause = self.lease.as_ref()?.expiry(self.last_activity_at, now)?;
-        // A paused sandbox is idle by intent: only the absolute end counts.
-        (self.state != State::Paused || cause == ExpiryCause::Deadline).then_some(cause)
+        let lease = self.lease.as_ref()?;
+        if self.state == State::Paused {
+            // A paused sandbox is idle by intent: only the absolute end counts.
+            return lease.expires_at.map(|at| (at, ExpiryCause::Deadline));
+        }
+        lease.deadline(self.last_activity_at)
     }
 }

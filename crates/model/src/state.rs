@@ -237,7 +237,7 @@ fn apply(next: &mut Sandbox, command: Command, now: Timestamp) -> Result<EventKi
                 live_lease(next, now)?;
             }
             next.state = Running;
-            next.last_activity_at = now;
+            next.last_activity_at = next.last_activity_at.max(now);
             Ok(EventKind::Resumed)
         }
         (Resuming | Running, Command::BeginResume) | (Running, Command::FinishResume) => {
@@ -289,7 +289,7 @@ fn apply(next: &mut Sandbox, command: Command, now: Timestamp) -> Result<EventKi
 
 fn claim(next: &mut Sandbox, lease: Lease, now: Timestamp) -> EventKind {
     next.lease = Some(lease);
-    next.last_activity_at = now;
+    next.last_activity_at = next.last_activity_at.max(now);
     next.state = State::Running;
     EventKind::Claimed
 }
