@@ -24,7 +24,8 @@ pub enum BodyError {
 
 /// Reads a whole body of at most `max` bytes. A `Content-Length` above `max` is refused before anything is read.
 pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, BodyError> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max as u64) {
         return Err(BodyError::TooLarge { max });
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDuration {
     /// Not the grammar.
-    #[error("{0:?} is not a duration: write numbers with units, such as \"30s\", \"1h30m\" or \"0\" (units: ns, us, ms, s, m, h)")]
+    #[error(
+        "{0:?} is not a duration: write numbers with units, such as \"30s\", \"1h30m\" or \"0\" (units: ns, us, ms, s, m, h)"
+    )]
     Grammar(String),
     /// Below zero.
     #[error("{0:?} is negative: a duration here is 0 or more")]

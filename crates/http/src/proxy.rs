@@ -117,7 +117,11 @@ fn outgoing(request: Request, target: &PortTarget, settings: &ProxySettings) -> 
 }
 
 /// Answers 101 and joins both connections until one ends.
-fn upgraded(mut answer: http::Response<hyper::body::Incoming>, client: hyper::upgrade::OnUpgrade, guard: AbortOnDrop) -> Response {
+fn upgraded(
+    mut answer: http::Response<hyper::body::Incoming>,
+    client: hyper::upgrade::OnUpgrade,
+    guard: AbortOnDrop,
+) -> Response {
     let inside = hyper::upgrade::on(&mut answer);
     tokio::spawn(async move {
         let _guard = guard;

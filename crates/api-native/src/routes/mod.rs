@@ -1,0 +1,14 @@
+//! Handlers: parse, one call into `control`, convert.
+
+pub(crate) mod admin;
+pub(crate) mod exec;
+pub(crate) mod files;
+pub(crate) mod images;
+pub(crate) mod keys;
+pub(crate) mod pools;
+pub(crate) mod ports;
+pub(crate) mod sandboxes;
+pub(crate) mod sockets;
+pub(crate) mod streams;
+pub(crate) mod system;
+pub(crate) mod templates;
