@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use sandbank_model::{Sandbox, SandboxId, Timestamp};
 
-/// Last activity of sandboxes that are or were in use since the start.
+/// Last activity of sandboxes, as far as the store has not heard of it.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
     seen: Mutex<HashMap<SandboxId, Seen>>,
@@ -21,9 +21,9 @@ impl Activity {
     /// It was used at `at`.
     pub(crate) fn touch(&self, id: SandboxId, at: Timestamp) {
         let mut seen = self.seen.lock();
-        let entry = seen.entry(id).or_insert(Seen { at, written: false });
-        if entry.at < at {
-            *entry = Seen { at, written: false };
+        let latest = seen.entry(id).or_insert(Seen { at, written: false });
+        if latest.at < at {
+            *latest = Seen { at, written: false };
         }
     }
 
@@ -39,10 +39,12 @@ impl Activity {
         }
     }
 
-    /// What the store has not heard yet.
+    /// What the store has not heard yet. What it heard the last time is forgotten here, and only now: a record that was read
+    /// just before the store heard of it would otherwise look older than it is, and its sandbox idle.
     pub(crate) fn unwritten(&self) -> Vec<(SandboxId, Timestamp)> {
-        let seen = self.seen.lock();
-        seen.iter().filter(|(_, seen)| !seen.written).map(|(id, seen)| (*id, seen.at)).collect()
+        let mut seen = self.seen.lock();
+        seen.retain(|_, seen| !seen.written);
+        seen.iter().map(|(id, seen)| (*id, seen.at)).collect()
     }
 
     /// The store has heard this.
@@ -53,5 +55,28 @@ impl Activity {
                 entry.written = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbank_model::{SandboxId, Timestamp};
+
+    use super::Activity;
+
+    #[test]
+    fn what_the_store_has_heard_is_kept_for_one_more_round_and_then_forgotten() {
+        let (activity, at) = (Activity::default(), Timestamp::from_millis);
+        let id = SandboxId::new(at(0), [1; 10]);
+        activity.touch(id, at(5));
+        activity.touch(id, at(3));
+        assert_eq!(activity.unwritten(), [(id, at(5))]);
+        activity.written(&[(id, at(5))]);
+        assert_eq!(activity.seen.lock().len(), 1);
+        assert_eq!(activity.unwritten(), []);
+        assert_eq!(activity.seen.lock().len(), 0);
+        activity.touch(id, at(6));
+        activity.written(&[(id, at(5))]);
+        assert_eq!(activity.unwritten(), [(id, at(6))], "a touch in between is not lost");
     }
 }

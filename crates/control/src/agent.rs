@@ -191,6 +191,8 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.inner.activity.touch(self.id, self.inner.now());
+        if !self.guard.is_ended() {
+            self.inner.activity.touch(self.id, self.inner.now());
+        }
     }
 }

@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use sandbank_driver::Capability;
-use sandbank_model::{Actor, AssignmentId, Command, ExpiryAction, Pool, PoolName, PoolState, Sandbox, State, StopCause};
+use sandbank_model::{
+    Actor, AssignmentId, Command, ExpiryAction, ImageName, Pool, PoolName, PoolState, Sandbox, SandboxSpec, State, StopCause,
+};
 use sandbank_store::{ClaimRequest, StoreError};
 
 use crate::control::{Control, Inner};
@@ -42,9 +44,9 @@ impl Inner {
         let pool = self.claimable(caller, &claim.pool).await?;
         let terms = LeaseTerms::new(caller, claim.lease, &pool.policies);
         self.check_expiry_action(&pool.driver, terms.on_expiry())?;
-        let spec = pool.sandbox_spec();
-        if let Some(image) = claim.image.filter(|image| self.alias(image) != self.alias(&spec.image)) {
-            let spec = sandbank_model::SandboxSpec { image, ..spec };
+        let other_image = |image: &ImageName| self.alias(image) != self.alias(pool_image(&pool));
+        if let Some(image) = claim.image.filter(other_image) {
+            let spec = SandboxSpec { image, ..pool.sandbox_spec() };
             return Ok((self.create_for_claim(caller, &pool, spec, terms).await?, "created"));
         }
         let runtime = self.pools.get(pool.id);
@@ -56,7 +58,7 @@ impl Inner {
         match claim.when_empty {
             WhenEmpty::Refuse => Err(self.no_idle(&pool).await),
             WhenEmpty::Wait(limit) => Ok((self.wait_for_warm(caller, &pool, &runtime, &terms, limit).await?, "waited")),
-            WhenEmpty::Create => Ok((self.create_for_claim(caller, &pool, spec, terms).await?, "created")),
+            WhenEmpty::Create => Ok((self.create_for_claim(caller, &pool, pool.sandbox_spec(), terms).await?, "created")),
         }
     }
 
@@ -149,7 +151,7 @@ impl Inner {
         self: &Arc<Self>,
         caller: &Caller,
         pool: &Pool,
-        spec: sandbank_model::SandboxSpec,
+        spec: SandboxSpec,
         terms: LeaseTerms,
     ) -> Result<Held> {
         let layers = Arc::clone(&self.layers_in_use).read_owned().await;
@@ -173,7 +175,11 @@ impl Inner {
             // An answer that nobody takes is dropped, and a held sandbox that is dropped is released.
             let _ = answer.send(outcome.map(|sandbox| Held { inner: Arc::clone(&inner), sandbox: Some(sandbox) }));
         });
-        made.await.map_err(|_| Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment"))?
+        match tokio::time::timeout(self.settings.startup_timeout.min(WAIT_MAX), made).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")),
+            Err(_) => Err(Error::new(ErrorKind::NoCapacity, "the sandbox was not made in time: try again later")),
+        }
     }
 
     async fn make_within_bounds(
@@ -221,6 +227,11 @@ impl Inner {
             }
         });
     }
+}
+
+/// The image of the pool's sandboxes.
+fn pool_image(pool: &Pool) -> &ImageName {
+    pool.overrides.image.as_ref().unwrap_or(&pool.template_spec.sandbox.image)
 }
 
 /// A sandbox that was claimed and not yet handed over. Dropping it releases the sandbox.

@@ -13,12 +13,14 @@ use crate::control::{Control, Inner};
 use crate::convert::{ended_under_stream, unresponsive};
 use crate::streams::StreamGuard;
 use crate::types::{Caller, Id};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Longest path.
 const PATH_MAX: usize = 4096;
 /// Most entries of one listing, whatever is asked.
 const LIST_MAX: usize = 100_000;
+/// Most bytes of names in one listing: more than an honest agent has for so many entries.
+const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest wait for the agent to take a piece of a file or to complete one: a disk may be slow, not dead.
 const DISK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -110,7 +112,9 @@ impl FileWriter {
 
 impl Drop for FileWriter {
     fn drop(&mut self) {
-        self.inner.activity.touch(self.id, self.inner.now());
+        if !self.guard.is_ended() {
+            self.inner.activity.touch(self.id, self.inner.now());
+        }
     }
 }
 
@@ -155,14 +159,23 @@ impl Control {
             path: list.path,
         });
         let mut connection = inner.open_in(&sandbox, &request).await?;
-        let mut entries: Vec<agent::FileStat> = Vec::new();
-        loop {
+        let (mut entries, mut bytes) = (Vec::<agent::FileStat>::new(), 0);
+        let give_up = tokio::time::Instant::now() + DISK_TIMEOUT;
+        while tokio::time::Instant::now() < give_up {
             match inner.first_reply(id, &mut connection).await? {
-                Reply::Entries(more) if entries.len() + more.len() <= limit => entries.extend(more),
+                Reply::Entries(more) => {
+                    bytes += more.iter().map(|file| file.path.len() + file.owner.len() + file.group.len()).sum::<usize>();
+                    bytes += more.iter().filter_map(|file| file.symlink_target.as_ref()).map(String::len).sum::<usize>();
+                    entries.extend(more);
+                }
                 Reply::Done => return Ok(entries),
                 _ => return Err(inner.confused(id)),
             }
+            if entries.len() > limit || bytes > LIST_BYTES_MAX {
+                return Err(inner.confused(id));
+            }
         }
+        Err(Error::new(ErrorKind::Unavailable, "the listing did not end in time: ask for less depth or fewer entries"))
     }
 
     /// A file's content.

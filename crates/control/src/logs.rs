@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use parking_lot::Mutex;
 use sandbank_agent_protocol as agent;
 use sandbank_agent_protocol::{AttachProcess, FileKind, ListFiles, ProcessSelector, ReadFile, Request, StartProcess, Stream};
@@ -17,7 +17,7 @@ use sandbank_model::{Actor, Command, DriverHandle, ExitInfo, Sandbox, SandboxId,
 use crate::control::{Control, Inner};
 use crate::convert::{out_of_turn, unresponsive};
 use crate::processes::ProcessStream;
-use crate::types::{Caller, Id, LogLine, LogQuery, Logs, ProcessEvent};
+use crate::types::{Caller, Id, LogLine, LogQuery, Logs};
 use crate::{Detail, Error, ErrorKind, Result};
 
 /// Tag of the sandbox's own command.
@@ -28,6 +28,9 @@ const KEPT_TOTAL_BYTES: usize = 64 * 1024 * 1024;
 const KEPT_ENTRIES: usize = 4096;
 /// Most bytes that one request reads, and longest time for it.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Output comes in pieces whose size the sandbox chooses: small ones are joined, and only so many are held.
+const PIECE_BYTES: usize = 64 * 1024;
+const PIECES_MAX: usize = 65_536;
 const READ_TIME: Duration = Duration::from_secs(10);
 /// Longest time that ending a sandbox waits for its log.
 const KEEP_TIME: Duration = Duration::from_millis(500);
@@ -38,7 +41,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Output as it was read, in order.
 #[derive(Debug, Clone, Default)]
 struct Captured {
-    pieces: VecDeque<(bool, Bytes)>,
+    pieces: VecDeque<(bool, BytesMut)>,
     bytes: usize,
     /// Bytes that the command wrote in all.
     total: u64,
@@ -46,17 +49,19 @@ struct Captured {
 }
 
 impl Captured {
-    fn push(&mut self, stderr: bool, data: Bytes, max: usize) {
+    fn push(&mut self, stderr: bool, data: &[u8], max: usize) {
         self.bytes += data.len();
         self.total += data.len() as u64;
-        self.pieces.push_back((stderr, data));
-        while self.bytes > max {
+        match self.pieces.back_mut() {
+            Some((last, piece)) if *last == stderr && piece.len() + data.len() <= PIECE_BYTES => piece.extend_from_slice(data),
+            _ => self.pieces.push_back((stderr, BytesMut::from(data))),
+        }
+        while self.bytes > max || self.pieces.len() > PIECES_MAX {
             let Some((stderr, mut oldest)) = self.pieces.pop_front() else { break };
-            let surplus = self.bytes - max;
+            let surplus = self.bytes.saturating_sub(max);
             self.truncated = true;
-            if oldest.len() > surplus {
-                let rest = oldest.split_off(surplus);
-                self.pieces.push_front((stderr, rest));
+            if surplus > 0 && oldest.len() > surplus {
+                self.pieces.push_front((stderr, oldest.split_off(surplus)));
                 self.bytes -= surplus;
             } else {
                 self.bytes -= oldest.len();
@@ -79,17 +84,18 @@ fn keep_last(logs: &mut Logs, lines: Option<u32>) {
     }
 }
 
-fn lines_of(pieces: &VecDeque<(bool, Bytes)>) -> Vec<LogLine> {
+fn lines_of(pieces: &VecDeque<(bool, BytesMut)>) -> Vec<LogLine> {
     let mut lines = Vec::new();
     let mut open: [BytesMut; 2] = [BytesMut::new(), BytesMut::new()];
     let line = |text: &[u8], stderr| LogLine { at: None, text: String::from_utf8_lossy(text).into_owned(), stderr };
     for (stderr, data) in pieces {
         let rest = &mut open[usize::from(*stderr)];
-        rest.extend_from_slice(data);
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let whole = rest.split_to(end + 1);
-            let text = whole[..end].strip_suffix(b"\r").unwrap_or(&whole[..end]);
-            lines.push(line(text, *stderr));
+        for part in data.split_inclusive(|byte| *byte == b'\n') {
+            rest.extend_from_slice(part);
+            if let Some(whole) = rest.strip_suffix(b"\n") {
+                lines.push(line(whole.strip_suffix(b"\r").unwrap_or(whole), *stderr));
+                rest.clear();
+            }
         }
     }
     for (stderr, rest) in [false, true].into_iter().zip(&open) {
@@ -247,23 +253,27 @@ impl Inner {
     }
 
     /// What the agent has of the command's output, the last `max` bytes. The sandbox's idle clock is not touched.
-    async fn read_command_log(self: &Arc<Self>, sandbox: &Sandbox, max: usize) -> Result<Captured> {
+    async fn read_command_log(&self, sandbox: &Sandbox, max: usize) -> Result<Captured> {
         let (driver, handle) = self.target_of(sandbox)?;
         let target = Target { id: sandbox.id, handle: &handle };
-        let connection = driver.open(target, &Request::Attach(attach_command(true))).await?;
-        let mut stream = self.process_stream(sandbox.id, connection).await?;
+        let mut connection = driver.open(target, &Request::Attach(attach_command(true))).await?;
         let mut captured = Captured::default();
-        while let Some(event) = stream.events.next().await? {
-            match event {
-                ProcessEvent::Started { stdout_offset, stderr_offset, .. } => {
-                    captured.total = stdout_offset.saturating_add(stderr_offset);
-                    captured.truncated = captured.total > 0;
-                }
-                ProcessEvent::Output(stream, data) => captured.push(stream == Stream::Stderr, data, max),
-                ProcessEvent::Exited(_) | ProcessEvent::StillRunning => break,
+        loop {
+            match connection.next().await? {
+                Some(agent::Frame::Output(stream, data)) => captured.push(stream == Stream::Stderr, &data, max),
+                Some(agent::Frame::Message(body)) => match agent::Frame::parse::<agent::Reply>(&body)? {
+                    agent::Reply::Attached { stdout_offset, stderr_offset, .. } => {
+                        captured.total = stdout_offset.saturating_add(stderr_offset);
+                        captured.truncated = captured.total > 0;
+                    }
+                    agent::Reply::Exited(_) | agent::Reply::StillRunning => return Ok(captured),
+                    agent::Reply::Error(error) => return Err(error.into()),
+                    _ => return Err(out_of_turn()),
+                },
+                Some(_) => return Err(out_of_turn()),
+                None => return Err(agent::FrameError::Truncated.into()),
             }
         }
-        Ok(captured)
     }
 
     /// Keeps the log of a sandbox that is about to be destroyed. What cannot be had quickly is not kept.
@@ -297,7 +307,7 @@ impl Inner {
             let read = ReadFile { path: file.path, user: None, offset, length: Some(READ_BYTES as u64) };
             let mut reader = control.file_read(caller, sandbox.id, read).await?;
             while let Some(piece) = reader.next().await? {
-                captured.push(false, piece, READ_BYTES);
+                captured.push(false, &piece, READ_BYTES);
             }
         }
         Ok(captured.into_logs(None, true))
@@ -306,23 +316,25 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::Captured;
 
     #[test]
     fn lines_are_whole_and_keep_their_stream_and_the_oldest_bytes_go_first() {
         let mut captured = Captured::default();
-        captured.push(false, Bytes::from_static(b"first\nsec"), 100);
-        captured.push(true, Bytes::from_static(b"oops\r\n"), 100);
-        captured.push(false, Bytes::from_static(b"ond\nopen"), 100);
+        captured.push(false, b"first\nsec", 100);
+        captured.push(true, b"oops\r\n", 100);
+        captured.push(false, b"ond\nopen", 100);
         let logs = captured.clone().into_logs(None, true);
         let lines: Vec<(&str, bool)> = logs.lines.iter().map(|line| (line.text.as_str(), line.stderr)).collect();
         assert_eq!(lines, [("first", false), ("oops", true), ("second", false), ("open", false)]);
         assert!(!logs.truncated);
         assert_eq!(captured.clone().into_logs(Some(1), true).lines.len(), 1);
-        captured.push(false, Bytes::from_static(b"0123456789"), 12);
+        captured.push(false, b"0123456789", 12);
         assert_eq!(captured.bytes, 12);
+        for n in 0..200_000 {
+            captured.push(n % 2 == 0, b"x", 1_000_000);
+        }
+        assert!(captured.pieces.len() <= super::PIECES_MAX);
         assert!(captured.into_logs(None, false).truncated);
     }
 }

@@ -108,6 +108,11 @@ impl Inner {
     /// Inserts the record of a sandbox to be made, within the tenant's allowance.
     pub(crate) async fn insert_order(&self, order: Order, allowance: &mut Allowance) -> Result<Sandbox> {
         allowance.take(&order.spec.resources)?;
+        self.insert_allowed(order).await
+    }
+
+    /// Inserts the record of a sandbox that was taken from an allowance, which must outlive the insert.
+    pub(crate) async fn insert_allowed(&self, order: Order) -> Result<Sandbox> {
         let now = self.now();
         let spec = with_image_defaults(order.spec, &order.image);
         let mut sandbox = Sandbox::provisioning(SandboxId::new(now, self.random()), order.tenant, spec, &order.driver, now);

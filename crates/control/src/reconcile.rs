@@ -151,18 +151,21 @@ impl Inner {
         };
         let mut allowance = self.allowance(pool.tenant).await?;
         let mut why_less = None;
+        let mut inserts = Vec::with_capacity(wanted);
         for _ in 0..wanted {
-            let order = order_of_pool(pool, spec.clone(), image.clone(), Actor::system());
-            match self.insert_order(order, &mut allowance).await {
-                Ok(record) => self.make_warm(record, runtime),
-                Err(error) if error.kind == ErrorKind::Quota => {
-                    why_less = Some(error.message);
-                    break;
-                }
-                Err(error) => return Err(error),
+            if let Err(error) = allowance.take(&spec.resources) {
+                self.pools.hold_back(pool.id);
+                why_less = Some(error.message);
+                break;
             }
+            inserts.push(self.insert_allowed(order_of_pool(pool, spec.clone(), image.clone(), Actor::system())));
         }
-        drop(layers);
+        // Together, so that the store commits them together.
+        let inserted = futures_util::future::join_all(inserts).await;
+        drop((layers, allowance));
+        for record in inserted {
+            self.make_warm(record?, runtime);
+        }
         runtime.note(why_less);
         Ok(())
     }

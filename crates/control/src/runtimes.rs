@@ -1,6 +1,6 @@
 //! What is remembered of each pool while the server runs: who waits for it, and how making sandboxes for it goes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +16,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct PoolRuntimes {
     pools: Mutex<HashMap<PoolId, Arc<PoolRuntime>>>,
+    /// Pools that a quota keeps from growing: any sandbox that ends may make room.
+    held_back: Mutex<HashSet<PoolId>>,
     waiting: Arc<AtomicUsize>,
     waiting_max: usize,
 }
@@ -53,7 +55,7 @@ pub(crate) struct Waiter {
 
 impl PoolRuntimes {
     pub(crate) fn new(waiting_max: usize) -> Self {
-        Self { pools: Mutex::default(), waiting: Arc::default(), waiting_max }
+        Self { pools: Mutex::default(), held_back: Mutex::default(), waiting: Arc::default(), waiting_max }
     }
 
     pub(crate) fn get(&self, id: PoolId) -> Arc<PoolRuntime> {
@@ -71,6 +73,17 @@ impl PoolRuntimes {
         if let Some(pool) = id.and_then(|id| self.pools.lock().get(&id).cloned()) {
             pool.poke.notify_one();
         }
+    }
+
+    /// A quota keeps this pool from growing.
+    pub(crate) fn hold_back(&self, id: PoolId) {
+        self.held_back.lock().insert(id);
+    }
+
+    /// A sandbox is gone: pools that a quota held back look again.
+    pub(crate) fn poke_held_back(&self) {
+        let held_back = std::mem::take(&mut *self.held_back.lock());
+        held_back.into_iter().for_each(|id| self.poke(Some(id)));
     }
 
     /// Asks all reconcilers to look.

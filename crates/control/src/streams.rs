@@ -59,6 +59,11 @@ impl StreamGuard {
         }
     }
 
+    /// Whether the sandbox has ended.
+    pub(crate) fn is_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
     /// Another receiver for the same stream's other half.
     pub(crate) fn listener(&self) -> watch::Receiver<bool> {
         self.ended.clone()

@@ -78,6 +78,7 @@ impl Inner {
                 self.activity.forget(sandbox.id);
                 self.streams.end(sandbox.id);
                 self.pools.poke(sandbox.pool);
+                self.pools.poke_held_back();
             }
             State::Stopping | State::Expired => {
                 self.deadlines.disarm(sandbox.id);

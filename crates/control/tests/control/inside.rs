@@ -244,3 +244,78 @@ async fn runtimes_are_ready_when_their_probes_say_so() {
     let ready: Vec<(&str, bool)> = seen.iter().map(|one| (one.name.as_str(), one.ready)).collect();
     assert_eq!(ready, [("plain", true), ("good", true), ("bad", false), ("closed", false)]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtimes_log_is_read_while_it_runs_and_only_then() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let mut spec = template_spec();
+    let (name, log_dir) = ("web".to_owned(), Some("/var/log/web".to_owned()));
+    spec.runtimes = vec![Runtime { name, port: None, protocol: None, description: None, log_dir, readiness: None }];
+    let request = sandbank_control::PoolRequest { template: TemplateSource::Inline(Box::new(spec)), ..pool_request("p", 1) };
+    world.control.pool_create(&user, request).await.unwrap();
+    world.warm(&user, "p", 1).await;
+    let id = world.claim(&user, "p").await.unwrap().sandbox.id;
+    let path = "/var/log/web/a.log".to_owned();
+    let write = agent::WriteFile { path, user: None, mode: None, open: agent::OpenMode::Replace };
+    let mut writer = world.control.file_write(&user, id, write).await.unwrap();
+    writer.write(Bytes::from_static(b"started\nready\n")).await.unwrap();
+    writer.finish().await.unwrap();
+    let of = |runtime: &str| LogQuery { lines: None, runtime: Some(runtime.into()) };
+    let logs = world.control.logs(&user, id, of("web")).await.unwrap();
+    assert_eq!(logs.lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["started", "ready"]);
+    assert_eq!(world.control.logs(&user, id, of("other")).await.unwrap_err().kind, ErrorKind::Invalid);
+    world.control.pause(&user, id).await.unwrap();
+    assert_eq!(world.control.logs(&user, id, of("web")).await.unwrap_err().kind, ErrorKind::State);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_is_followed_from_its_beginning() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let id =
+        world.control.create(&user, create_with(&["sh", "-c", "echo first; sleep 0.1; echo second"])).await.unwrap().sandbox.id;
+    let mut stream = world.control.logs_follow(&user, id).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(event) = stream.events.next().await.unwrap() {
+        if let ProcessEvent::Output(_, data) = event {
+            seen.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(seen, b"first\nsecond\n");
+    let plain = world.created(&user).await;
+    assert_eq!(world.control.logs_follow(&user, plain).await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_is_attached_to_written_to_and_signalled() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let id = world.created(&user).await;
+    let run = Exec { stdin: true, tag: Some("echo".into()), ..exec(&["cat"]) };
+    let mut stream = world.control.exec(&user, id, run).await.unwrap();
+    assert!(matches!(stream.events.next().await, Ok(Some(ProcessEvent::Started { .. }))));
+    stream.input.write(Bytes::from_static(b"one ")).await.unwrap();
+    let process = agent::ProcessSelector::Tag("echo".into());
+    world.control.process_write(&user, id, process.clone(), Bytes::from_static(b"two")).await.unwrap();
+    let mut seen = Vec::new();
+    while seen != b"one two" {
+        match stream.events.next().await.unwrap() {
+            Some(ProcessEvent::Output(_, data)) => seen.extend_from_slice(&data),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(world.control.process_list(&user, id).await.unwrap().len(), 1);
+    drop(stream);
+    let attach = agent::AttachProcess { process: process.clone(), stdout_offset: Some(4), stderr_offset: None, no_follow: false };
+    let mut again = world.control.process_attach(&user, id, attach).await.unwrap();
+    assert!(matches!(again.events.next().await, Ok(Some(ProcessEvent::Started { stdout_offset: 4, .. }))));
+    let signal = agent::SendSignal { process, signal: 9, group: true };
+    world.control.process_signal(&user, id, agent::SendSignal { signal: 0, ..signal.clone() }).await.unwrap_err();
+    world.control.process_signal(&user, id, signal).await.unwrap();
+    let mut last = None;
+    while let Some(event) = again.events.next().await.unwrap() {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(ProcessEvent::Exited(status)) if status.signal == Some(9)));
+}

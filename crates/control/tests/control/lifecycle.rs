@@ -229,3 +229,34 @@ async fn a_commit_makes_an_image_that_outlives_the_sandbox_and_is_kept_while_use
     eventually("its layers are gone", || async { world.faults.layers().is_empty() }).await;
     assert_eq!(world.control.image_get(&user, &image("mine:1")).await.unwrap_err().kind, ErrorKind::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_races_with_expiry_of_others_gets_a_live_sandbox() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    world.pool(&user, "p", 4).await;
+    for _ in 0..10 {
+        let old = world.control.create(&user, lasting(1, ExpiryAction::Kill)).await.unwrap().sandbox.id;
+        let advance = async { world.clock.advance(Duration::from_secs(1)) };
+        let (claimed, ()) = tokio::join!(world.claim(&user, "p"), advance);
+        let id = claimed.unwrap().sandbox.id;
+        assert_ne!(id, old);
+        world.control.exec_collect(&user, id, exec(&["true"])).await.unwrap();
+        world.control.release(&user, id).await.unwrap();
+        world.reaches(old, State::Terminated).await;
+        world.warm(&user, "p", 4).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drivers_that_cannot_pause_refuse_what_needs_it() {
+    let world = World::without(&[sandbank_driver::Capability::Pause, sandbank_driver::Capability::Commit]).await;
+    let user = world.owner("ann").await;
+    let refused = world.control.create(&user, lasting(1, ExpiryAction::Pause)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unsupported);
+    let id = world.control.create(&user, lasting(1, ExpiryAction::Keep)).await.unwrap().sandbox.id;
+    assert_eq!(world.control.pause(&user, id).await.unwrap_err().kind, ErrorKind::Unsupported);
+    assert_eq!(world.control.commit(&user, id, image("x")).await.unwrap_err().kind, ErrorKind::Unsupported);
+    world.clock.advance(Duration::from_secs(1));
+    world.reaches(id, State::Expired).await;
+}

@@ -120,6 +120,27 @@ async fn a_pool_stops_growing_at_the_quota_says_so_and_goes_on_when_there_is_mor
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_a_quota_holds_back_grows_as_soon_as_another_sandbox_of_the_tenant_ends() {
+    let mut settings = crate::support::settings();
+    settings.default_quota = QuotaLimits { sandboxes: Some(2), ..QuotaLimits::default() };
+    let world = World::with(settings).await;
+    let user = world.owner("ann").await;
+    let mut request = pool_request("p", 1);
+    request.sizing.counting = Counting::Warm;
+    world.control.pool_create(&user, request).await.unwrap();
+    world.warm(&user, "p", 1).await;
+    world.claim(&user, "p").await.unwrap();
+    world.warm(&user, "p", 1).await;
+    let outside = world.claim(&user, "p").await.unwrap().sandbox.id;
+    eventually("the reason shows", || async {
+        world.control.pool_get(&user, &pool_name("p")).await.unwrap().last_error.is_some()
+    })
+    .await;
+    world.control.release(&user, outside).await.unwrap();
+    world.warm(&user, "p", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creates_are_bounded_over_all_pools_and_slow_ones_do_not_stop_others() {
     let mut settings = crate::support::settings();
     settings.create_concurrency = 2;

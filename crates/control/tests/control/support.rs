@@ -81,10 +81,18 @@ impl World {
     }
 
     pub async fn with(settings: Settings) -> Self {
+        Self::over(FakeDriver::new(), settings).await
+    }
+
+    /// Over a driver that cannot do these.
+    pub async fn without(missing: &[sandbank_driver::Capability]) -> Self {
+        Self::over(FakeDriver::new().without(missing), settings()).await
+    }
+
+    async fn over(driver: FakeDriver, settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(dir.path().join("sandbank.db")).unwrap());
         let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
-        let driver = FakeDriver::new();
         let faults = driver.faults();
         let control = assemble(&store, driver, &clock, &settings, 1);
         control.recover().await.unwrap();
