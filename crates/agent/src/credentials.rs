@@ -29,11 +29,6 @@ fn own() -> &'static Own {
     })
 }
 
-/// Whether the agent runs as root of its user namespace.
-pub(crate) fn is_root() -> bool {
-    own().uid.is_root()
-}
-
 /// The agent's own uid.
 pub(crate) fn own_uid() -> u32 {
     own().uid.as_raw()

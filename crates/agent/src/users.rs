@@ -209,20 +209,21 @@ impl UserCache {
 
     /// The user to act as; `None` is root, or the agent's own user where it has no root.
     pub(crate) fn resolve(&self, spec: Option<&str>) -> Outcome<User> {
+        self.resolve_with(spec).map(|(user, _)| user)
+    }
+
+    /// The same, with the accounts it was found in.
+    pub(crate) fn resolve_with(&self, spec: Option<&str>) -> Outcome<(User, Rc<Accounts>)> {
         let accounts = self.accounts();
-        match spec {
-            Some(spec) => accounts.resolve(spec),
-            None if credentials::is_root() => {
-                let mut root = accounts.resolve("0")?;
-                root.gid = credentials::own_gid();
-                Ok(root)
-            }
+        let user = match spec {
+            Some(spec) => accounts.resolve(spec)?,
             None => {
                 let mut own = accounts.resolve(&credentials::own_uid().to_string())?;
                 own.gid = credentials::own_gid();
-                Ok(own)
+                own
             }
-        }
+        };
+        Ok((user, accounts))
     }
 }
 

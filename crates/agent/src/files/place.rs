@@ -36,9 +36,8 @@ impl Place {
         if path.contains('\0') {
             return Err(invalid(format_args!("the path {path:?} contains a NUL byte")));
         }
-        let user = Rc::new(agent.users.resolve(user)?);
-        let path = absolute(&user.home, path);
-        Ok(Self { path, user, accounts: agent.users.accounts() })
+        let (user, accounts) = agent.users.resolve_with(user)?;
+        Ok(Self { path: absolute(&user.home, path), user: Rc::new(user), accounts })
     }
 
     /// Another path of the same user.

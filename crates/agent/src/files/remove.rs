@@ -15,12 +15,13 @@ use crate::errors::{Failure, Outcome, invalid, refused};
 use crate::host::Host;
 use crate::server::Agent;
 
-/// Entries removed before others get their turn.
-const SLICE: usize = 128;
+/// Names of directories held for later, of all levels.
+const NAMES_HELD_MAX: usize = 10_000;
 /// Directories inside each other.
 const LEVELS_MAX: usize = 100_000;
 /// How often directories may turn out to have been filled again by somebody else.
 const REFILLS_MAX: usize = 1000;
+/// A few hundred entries are removed before others get their turn.
 const READ_BUFFER: usize = 8 * 1024;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(CAREFUL);
 
@@ -52,7 +53,7 @@ pub(super) async fn remove(agent: &Agent, host: &mut Host, request: &RemoveFile)
 pub(super) async fn tree(place: &Place) -> Outcome<()> {
     let mut walk = place.act("remove", || {
         let directory = rustix::fs::openat(CWD, &*place.path, DIRECTORY, Mode::empty())?;
-        Ok(Walk { directory, trail: Vec::new(), refills: 0 })
+        Ok(Walk::new(directory))
     })?;
     loop {
         let step = place.attempt(|| walk.slice())?;
@@ -60,7 +61,9 @@ pub(super) async fn tree(place: &Place) -> Outcome<()> {
         if done {
             match place.attempt(|| rustix::fs::rmdir(&*place.path))? {
                 Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                Err(Errno::NOTEMPTY) if walk.may_try_again() => {}
+                Err(Errno::NOTEMPTY) if walk.may_try_again() => {
+                    place.act("remove", || walk.rewind())?;
+                }
                 Err(errno) => return Err(refused(format_args!("cannot remove the directory {}", place.path), errno)),
             }
         }
@@ -75,63 +78,80 @@ pub(super) async fn tree(place: &Place) -> Outcome<()> {
 /// A walk that holds one directory open, however deep the tree.
 struct Walk {
     directory: OwnedFd,
-    /// The way from the top: each directory's name, and which one its parent is.
-    trail: Vec<(CString, (u64, u64))>,
+    /// Names of directories that were read in the open one and are yet to be gone into.
+    pending: Vec<CString>,
+    /// The way from the top.
+    trail: Vec<Above>,
+    /// Names held in `pending` of all levels.
+    names_held: usize,
     refills: usize,
 }
 
-enum Found {
-    Nothing,
-    Directory(CString),
-    EndOfSlice,
+/// A directory that the walk has gone into, as its parent sees it.
+struct Above {
+    name: CString,
+    parent: (u64, u64),
+    /// The parent's `pending`.
+    pending: Vec<CString>,
 }
 
 impl Walk {
-    /// Removes some entries. `true` when the top is empty.
-    fn slice(&mut self) -> Result<bool, Errno> {
-        rustix::fs::seek(&self.directory, SeekFrom::Start(0))?;
-        match self.remove_entries()? {
-            Found::EndOfSlice => Ok(false),
-            Found::Directory(name) => self.descend(name).map(|()| false),
-            Found::Nothing if self.trail.is_empty() => Ok(true),
-            Found::Nothing => self.ascend().map(|()| false),
-        }
+    fn new(directory: OwnedFd) -> Self {
+        Self { directory, pending: Vec::new(), trail: Vec::new(), names_held: 0, refills: 0 }
     }
 
-    fn remove_entries(&self) -> Result<Found, Errno> {
+    /// Does one step: goes down, removes some entries, or goes up. `true` when the top is empty.
+    fn slice(&mut self) -> Result<bool, Errno> {
+        if let Some(name) = self.pending.pop() {
+            self.names_held -= 1;
+            return self.descend(name).map(|()| false);
+        }
+        if self.remove_entries()? {
+            return Ok(false);
+        }
+        if self.trail.is_empty() { Ok(true) } else { self.ascend().map(|()| false) }
+    }
+
+    /// Removes what one read tells of, but for directories, which are noted. `false` at the directory's end.
+    fn remove_entries(&mut self) -> Result<bool, Errno> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); READ_BUFFER];
         let mut entries = RawDir::new(&self.directory, &mut buffer);
-        let mut removed = 0;
+        let mut found = false;
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
+            if name != c"." && name != c".." {
+                found = true;
+                let is_dir = entry.file_type() == FileType::Directory;
+                let unlinked =
+                    if is_dir { Err(Errno::ISDIR) } else { rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) };
+                match unlinked {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    // One that is not noted is met again when the directory is read again.
+                    Err(Errno::ISDIR) if self.pending.is_empty() || self.names_held < NAMES_HELD_MAX => {
+                        self.pending.push(name.to_owned());
+                        self.names_held += 1;
+                    }
+                    Err(Errno::ISDIR) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
-            if entry.file_type() == FileType::Directory {
-                return Ok(Found::Directory(name.to_owned()));
-            }
-            match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => removed += 1,
-                Err(Errno::ISDIR) => return Ok(Found::Directory(name.to_owned())),
-                Err(errno) => return Err(errno),
-            }
-            if removed >= SLICE {
-                return Ok(Found::EndOfSlice);
+            if entries.is_buffer_empty() {
+                return Ok(true);
             }
         }
-        Ok(Found::Nothing)
+        Ok(found)
     }
 
     fn descend(&mut self, name: CString) -> Result<(), Errno> {
         let here = rustix::fs::fstat(&self.directory)?;
         match rustix::fs::openat(&self.directory, &name, DIRECTORY, Mode::empty()) {
             Ok(directory) => {
-                self.trail.push((name, identity(&here)));
+                self.trail.push(Above { name, parent: identity(&here), pending: std::mem::take(&mut self.pending) });
                 self.directory = directory;
                 Ok(())
             }
-            // Replaced since it was read: the next slice sees what it is now.
+            // Replaced since it was read: the directory is read again, and what it is now is seen.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if self.may_try_again() => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -139,19 +159,25 @@ impl Walk {
 
     /// Goes up, and removes the directory that is empty now.
     fn ascend(&mut self) -> Result<(), Errno> {
-        let Some((name, parent_identity)) = self.trail.pop() else { return Ok(()) };
+        let Some(above) = self.trail.pop() else { return Ok(()) };
         let parent = rustix::fs::openat(&self.directory, c"..", DIRECTORY, Mode::empty())?;
         let stat: Stat = rustix::fs::fstat(&parent)?;
-        if identity(&stat) != parent_identity {
+        if identity(&stat) != above.parent {
             // Moved while it was emptied: going on would remove what was never asked for.
             return Err(Errno::STALE);
         }
         self.directory = parent;
-        match rustix::fs::unlinkat(&self.directory, &name, AtFlags::REMOVEDIR) {
+        self.pending = above.pending;
+        match rustix::fs::unlinkat(&self.directory, &above.name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTEMPTY | Errno::NOTDIR) if self.may_try_again() => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// A directory turned out not to be empty at its end: from the beginning again.
+    fn rewind(&mut self) -> Result<(), Errno> {
+        rustix::fs::seek(&self.directory, SeekFrom::Start(0)).map(drop)
     }
 
     fn may_try_again(&mut self) -> bool {
@@ -163,6 +189,6 @@ impl Walk {
     fn path(&self, place: &Place) -> String {
         const TOLD: usize = 32;
         let told = self.trail.iter().take(TOLD);
-        told.fold(place.path.clone(), |path, (name, _)| join(&path, name.as_bytes()))
+        told.fold(place.path.clone(), |path, above| join(&path, above.name.as_bytes()))
     }
 }

@@ -181,13 +181,17 @@ impl Output {
 pub(crate) async fn pump(output: Rc<Output>) {
     let Some(source) = output.source.borrow().clone() else { return };
     while output.source.borrow().is_some() {
-        let limit = output.readable_now();
-        if limit == 0 {
+        if output.readable_now() == 0 {
             output.room.notified().await;
             continue;
         }
         let Ok(mut guard) = source.readable().await else { return output.finish() };
-        match guard.try_io(|fd| output.fill(fd.get_ref(), output.readable_now().clamp(1, limit))) {
+        // A follower may have come while this waited, and set a limit.
+        let limit = output.readable_now();
+        if limit == 0 {
+            continue;
+        }
+        match guard.try_io(|fd| output.fill(fd.get_ref(), limit)) {
             Ok(Ok(true)) | Err(_) => {}
             Ok(Ok(false) | Err(_)) => return output.finish(),
         }
@@ -250,5 +254,55 @@ impl Drop for Follower {
             self.output.forget();
         }
         self.output.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::super::ring::RING_BYTES_MIN;
+    use super::*;
+
+    async fn eventually(holds: impl Fn() -> bool) {
+        for _ in 0..2000 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never");
+    }
+
+    #[test]
+    fn a_follower_that_comes_while_the_pump_waits_loses_nothing() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(LocalSet::new().run_until(async {
+            let (reading, writing) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+            let output =
+                Output::new(Stream::Stdout, reading, RING_BYTES_MIN, Budget::new(RING_BYTES_MIN), Rc::new(Notify::new()))
+                    .unwrap();
+            spawn_local(pump(Rc::clone(&output)));
+            rustix::io::write(&writing, &[1; RING_BYTES_MIN]).unwrap();
+            eventually(|| output.end() == RING_BYTES_MIN as u64).await;
+            let follower = output.follow(0);
+            rustix::io::write(&writing, b"more").unwrap();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!((output.start(), output.end()), (0, RING_BYTES_MIN as u64), "unsent bytes were overwritten");
+            let mut taken = Vec::new();
+            assert!(follower.take(usize::MAX, &mut taken));
+            assert_eq!(taken, [1; RING_BYTES_MIN]);
+            drop(writing);
+            eventually(|| output.last() == Some(RING_BYTES_MIN as u64 + 4)).await;
+            assert!(!follower.is_done());
+            assert!(follower.take(usize::MAX, &mut taken) && follower.is_done());
+            assert_eq!(taken[RING_BYTES_MIN..], *b"more");
+        }));
     }
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -183,11 +183,12 @@ fn spawn_error(program: &str, error: &io::Error) -> AgentError {
     refused_io(what, error)
 }
 
-/// Goes to the working directory: the one asked for, else the home, else stays in `/`.
+/// Goes to the working directory: the one asked for (relative to the home), else the home, else stays in `/`.
 fn enter(cwd: Option<&str>, home: &str) -> Outcome<()> {
     match cwd {
         Some(cwd) => {
-            rustix::process::chdir(cwd).map_err(|errno| refused(format_args!("cannot use the working directory {cwd:?}"), errno))
+            let path = Path::new(home).join(cwd);
+            rustix::process::chdir(path).map_err(|errno| refused(format_args!("cannot use the working directory {cwd:?}"), errno))
         }
         None => {
             // A home that does not exist leaves the process in `/`.
