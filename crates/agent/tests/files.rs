@@ -195,7 +195,9 @@ async fn a_listing_is_sorted_and_as_deep_as_asked_for() {
 #[tokio::test]
 async fn ten_thousand_entries_are_listed_and_removed() {
     let agent = TestAgent::start().await;
-    let top = agent.path("many");
+    // Memory makes ten thousand files faster than a disk does.
+    let dir = tempfile::TempDir::new_in("/dev/shm").unwrap_or_else(|_| tempfile::TempDir::new().unwrap());
+    let top = format!("{}/many", dir.path().display());
     std::fs::create_dir(&top).unwrap();
     for n in 0..10_000 {
         std::fs::write(format!("{top}/{n:05}-{}", "é".repeat(60)), "").unwrap();

@@ -11,20 +11,24 @@ use support::*;
 use tempfile::TempDir;
 
 async fn process_one() -> Option<TestAgent> {
+    unshared(&["-p", "-f", "--mount-proc"]).await
+}
+
+async fn unshared(namespaces: &[&str]) -> Option<TestAgent> {
     if !is_root() {
         skipped("a pid namespace needs root");
         return None;
     }
-    let works = Command::new("unshare").args(["-p", "-f", "--mount-proc", "true"]).stderr(Stdio::null()).status();
+    let works = Command::new("unshare").args(namespaces).arg("true").stderr(Stdio::null()).status();
     if !works.is_ok_and(|status| status.success()) {
-        skipped("unshare -p -f --mount-proc does not work here");
+        skipped(&format!("unshare {} does not work here", namespaces.join(" ")));
         return None;
     }
     let dir = TempDir::new().unwrap();
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let socket = dir.path().join("agent.sock");
     let mut command = Command::new("unshare");
-    command.args(["-p", "-f", "--mount-proc", "--kill-child", env!("CARGO_BIN_EXE_sandbank-agent"), "--listen"]).arg(&socket);
+    command.args(namespaces).args(["--kill-child", env!("CARGO_BIN_EXE_sandbank-agent"), "--listen"]).arg(&socket);
     Some(TestAgent::launch(dir, socket, command).await)
 }
 
@@ -103,4 +107,14 @@ async fn an_inherited_socket_is_served_and_kept_from_children() {
     let ran = agent.run(argv(&["ls", "-l", "/proc/self/fd"])).await;
     assert!(!ran.out().contains("socket"), "{}", ran.out());
     assert!(agent.run(argv(&["env"])).await.out().lines().all(|line| !line.starts_with("LISTEN")));
+}
+
+#[tokio::test]
+async fn a_user_that_the_namespace_does_not_map_is_refused_and_root_still_works() {
+    let Some(agent) = unshared(&["-U", "-r", "-p", "-f", "--mount-proc"]).await else { return };
+    let start = sandbank_agent_protocol::StartProcess { user: Some("4321".into()), ..argv(&["true"]) };
+    let error = agent.refused(start).await;
+    assert!(error.message.contains("not mapped into this sandbox"), "{}", error.message);
+    let ran = agent.run(argv(&["id", "-u"])).await;
+    assert_eq!(ran.out(), "0\n");
 }
