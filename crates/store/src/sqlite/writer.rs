@@ -18,6 +18,8 @@ use crate::StoreError;
 const COMMANDS_BETWEEN_CHECKPOINTS: usize = 1000;
 /// ... or when nothing has come for so long after a command.
 const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_millis(200);
+/// Pages of 4 KiB in the log from which on the writer itself copies the rest: 64 MiB.
+const LOG_PAGES_MAX: i64 = 16 * 1024;
 
 pub(super) struct Writer {
     pub(super) conn: Connection,
@@ -53,9 +55,8 @@ impl Writer {
                 }
                 Next::Closed => break,
             }
-            // What came in while the log was copied is still in it, and a log begins anew only when nothing is left to copy.
-            // That rest is short, and nothing new comes in while this thread copies it.
-            if self.checkpointer.finished() {
+            // Under a load that never pauses the copier may never catch up. Then this thread does, while nothing comes in.
+            if self.checkpointer.finished().is_some_and(|pages| pages > LOG_PAGES_MAX) {
                 checkpoint(&self.conn, "PASSIVE");
             }
         }
