@@ -118,3 +118,45 @@ pub(crate) fn unresponsive() -> Error {
 pub(crate) fn ended_under_stream() -> Error {
     Error::new(ErrorKind::State, "the sandbox ended while the stream was open")
 }
+
+#[cfg(test)]
+mod tests {
+    use sandbank_agent_protocol::{AgentError, ClientError, ErrorKind as AgentKind, FrameError};
+    use sandbank_driver::{Capability, DriverError};
+    use sandbank_store::StoreError;
+
+    use crate::{Error, ErrorKind};
+
+    #[test]
+    fn every_failure_below_has_its_kind_and_a_message() {
+        let refused = |kind| Error::from(ClientError::from(AgentError::new(kind, "why")));
+        let rows = [
+            (refused(AgentKind::Invalid), ErrorKind::Invalid),
+            (refused(AgentKind::WrongKind), ErrorKind::Invalid),
+            (refused(AgentKind::NotFound), ErrorKind::NotFound),
+            (refused(AgentKind::Exists), ErrorKind::Conflict),
+            (refused(AgentKind::Denied), ErrorKind::Forbidden),
+            (refused(AgentKind::Exhausted), ErrorKind::NoCapacity),
+            (refused(AgentKind::Io), ErrorKind::Unavailable),
+            (refused(AgentKind::Unsupported), ErrorKind::Unsupported),
+            (FrameError::Truncated.into(), ErrorKind::Unavailable),
+            (FrameError::TooLong { length: 1 << 30 }.into(), ErrorKind::Unavailable),
+            (ClientError::OutOfTurn { expected: "a pong" }.into(), ErrorKind::Unavailable),
+            (DriverError::Unsupported { capability: Capability::Pause }.into(), ErrorKind::Unsupported),
+            (DriverError::Exhausted { what: "memory", detail: "none".into() }.into(), ErrorKind::NoCapacity),
+            (DriverError::TimedOut { what: "the launcher", waited_ms: 1 }.into(), ErrorKind::Unavailable),
+            (DriverError::Invalid { what: "a broken archive".into() }.into(), ErrorKind::Invalid),
+            (StoreError::DiskFull.into(), ErrorKind::Unavailable),
+        ];
+        for (error, kind) in rows {
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(!error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_cannot_fill_an_answer() {
+        let error = Error::from(AgentError::new(AgentKind::Io, "x".repeat(1_000_000)));
+        assert_eq!(error.message.len(), 1000);
+    }
+}

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
 mod claims;
+mod disk;
+mod faults;
 mod inside;
 mod keys;
 mod lifecycle;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sandbank_control::{
@@ -16,6 +16,8 @@ use sandbank_model::{
     State, TemplateSpec, Timestamp, Visibility,
 };
 use sandbank_store::{PageRequest, SandboxFilter, SqliteStore, Store};
+
+use crate::disk::DiskOf;
 
 pub const ADMIN_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -70,6 +72,8 @@ pub struct World {
     pub store: Arc<SqliteStore>,
     pub clock: Arc<TestClock>,
     pub settings: Settings,
+    /// The disk under the store is full.
+    pub disk_full: Arc<AtomicBool>,
     pub background: Option<Background>,
     seed: u64,
     _dir: tempfile::TempDir,
@@ -94,11 +98,12 @@ impl World {
         let store = Arc::new(SqliteStore::open(dir.path().join("sandbank.db")).unwrap());
         let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
         let faults = driver.faults();
-        let control = assemble(&store, driver, &clock, &settings, 1);
+        let disk_full = Arc::new(AtomicBool::new(false));
+        let control = assemble(&store, &disk_full, driver, &clock, &settings, 1);
         control.recover().await.unwrap();
         control.ensure_admin_key(ADMIN_KEY).await.unwrap();
         let background = Some(control.start());
-        Self { control, faults, store, clock, settings, background, seed: 1, _dir: dir }
+        Self { control, faults, store, clock, settings, disk_full, background, seed: 1, _dir: dir }
     }
 
     /// The server is killed: all its tasks vanish where they are. Nothing runs until [`World::start_again`].
@@ -111,7 +116,7 @@ impl World {
     pub async fn start_again(&mut self) -> sandbank_control::Recovery {
         self.seed += 1;
         let driver = self.faults.restart();
-        self.control = assemble(&self.store, driver, &self.clock, &self.settings, self.seed);
+        self.control = assemble(&self.store, &self.disk_full, driver, &self.clock, &self.settings, self.seed);
         let recovery = self.control.recover().await.unwrap();
         self.control.ensure_admin_key(ADMIN_KEY).await.unwrap();
         self.background = Some(self.control.start());
@@ -210,9 +215,17 @@ impl World {
     }
 }
 
-fn assemble(store: &Arc<SqliteStore>, driver: FakeDriver, clock: &Arc<TestClock>, settings: &Settings, seed: u64) -> Control {
+fn assemble(
+    store: &Arc<SqliteStore>,
+    disk_full: &Arc<AtomicBool>,
+    driver: FakeDriver,
+    clock: &Arc<TestClock>,
+    settings: &Settings,
+    seed: u64,
+) -> Control {
     let entropy = TestEntropy(AtomicU64::new(seed.wrapping_mul(0x1234_5678_9abc_def1)));
-    Control::new(store.clone(), vec![Arc::new(driver)], clock.clone(), Arc::new(entropy), settings.clone())
+    let store = DiskOf { store: Arc::clone(store), full: Arc::clone(disk_full) };
+    Control::new(Arc::new(store), vec![Arc::new(driver)], clock.clone(), Arc::new(entropy), settings.clone())
 }
 
 pub fn caller(principal: sandbank_model::Principal) -> Caller {

@@ -1,0 +1,169 @@
+//! A store whose disk can be full: writes are refused, reads go on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use sandbank_model::*;
+use sandbank_store::{
+    ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, SqliteStore, Store, StoreError, Write,
+};
+
+type Answer<T> = Result<T, StoreError>;
+
+/// Wraps a store; while `full` is set, whatever would write is refused.
+pub struct DiskOf {
+    pub store: Arc<SqliteStore>,
+    pub full: Arc<AtomicBool>,
+}
+
+impl DiskOf {
+    fn space(&self) -> Answer<()> {
+        if self.full.load(Ordering::SeqCst) { Err(StoreError::DiskFull) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Store for DiskOf {
+    async fn tenant_ensure(&self, tenant: Tenant) -> Answer<Tenant> {
+        self.space()?;
+        self.store.tenant_ensure(tenant).await
+    }
+    async fn tenant_get(&self, id: TenantId) -> Answer<Option<Tenant>> {
+        self.store.tenant_get(id).await
+    }
+    async fn tenant_by_name(&self, name: &str) -> Answer<Option<Tenant>> {
+        self.store.tenant_by_name(name).await
+    }
+    async fn tenant_list(&self) -> Answer<Vec<Tenant>> {
+        self.store.tenant_list().await
+    }
+    async fn tenant_set_quota(&self, id: TenantId, quota: QuotaLimits) -> Answer<Write<Tenant>> {
+        self.space()?;
+        self.store.tenant_set_quota(id, quota).await
+    }
+    async fn tenant_usage(&self, id: TenantId) -> Answer<Usage> {
+        self.store.tenant_usage(id).await
+    }
+    async fn key_insert(&self, key: ApiKey) -> Answer<Insert<ApiKey>> {
+        self.space()?;
+        self.store.key_insert(key).await
+    }
+    async fn key_by_hash(&self, hash: KeyHash) -> Answer<Option<ApiKey>> {
+        self.store.key_by_hash(hash).await
+    }
+    async fn key_list(&self, tenant: Option<TenantId>) -> Answer<Vec<ApiKey>> {
+        self.store.key_list(tenant).await
+    }
+    async fn key_revoke(&self, id: ApiKeyId, now: Timestamp) -> Answer<Write<ApiKey>> {
+        self.space()?;
+        self.store.key_revoke(id, now).await
+    }
+    async fn template_insert(&self, template: Template) -> Answer<Insert<Template>> {
+        self.space()?;
+        self.store.template_insert(template).await
+    }
+    async fn template_update(&self, template: Template, expected: u64) -> Answer<Write<Template>> {
+        self.space()?;
+        self.store.template_update(template, expected).await
+    }
+    async fn template_get(&self, tenant: Option<TenantId>, name: &PoolName) -> Answer<Option<Template>> {
+        self.store.template_get(tenant, name).await
+    }
+    async fn template_by_id(&self, id: TemplateId) -> Answer<Option<Template>> {
+        self.store.template_by_id(id).await
+    }
+    async fn template_list(&self, owners: &[Option<TenantId>]) -> Answer<Vec<Template>> {
+        self.store.template_list(owners).await
+    }
+    async fn template_delete(&self, tenant: Option<TenantId>, name: &PoolName) -> Answer<Write<()>> {
+        self.space()?;
+        self.store.template_delete(tenant, name).await
+    }
+    async fn pool_insert(&self, pool: Pool, event: Event) -> Answer<Insert<Pool>> {
+        self.space()?;
+        self.store.pool_insert(pool, event).await
+    }
+    async fn pool_get(&self, tenant: TenantId, name: &PoolName) -> Answer<Option<Pool>> {
+        self.store.pool_get(tenant, name).await
+    }
+    async fn pool_by_id(&self, id: PoolId) -> Answer<Option<Pool>> {
+        self.store.pool_by_id(id).await
+    }
+    async fn pool_list(&self, tenant: Option<TenantId>, page: PageRequest) -> Answer<Page<Pool>> {
+        self.store.pool_list(tenant, page).await
+    }
+    async fn pool_update(&self, pool: Pool, expected: u64, event: Option<Event>) -> Answer<Write<Pool>> {
+        self.space()?;
+        self.store.pool_update(pool, expected, event).await
+    }
+    async fn pool_remove(&self, id: PoolId) -> Answer<()> {
+        self.space()?;
+        self.store.pool_remove(id).await
+    }
+    async fn pool_summary(&self, id: PoolId, revision: u64, failed_since: Timestamp) -> Answer<PoolSummary> {
+        self.store.pool_summary(id, revision, failed_since).await
+    }
+    async fn sandbox_insert(&self, sandbox: Sandbox, revision: u64, event: Event) -> Answer<()> {
+        self.space()?;
+        self.store.sandbox_insert(sandbox, revision, event).await
+    }
+    async fn sandbox_get(&self, id: SandboxId) -> Answer<Option<Sandbox>> {
+        self.store.sandbox_get(id).await
+    }
+    async fn sandbox_update(&self, sandbox: Sandbox, expected: u64, event: Event) -> Answer<Write<Sandbox>> {
+        self.space()?;
+        self.store.sandbox_update(sandbox, expected, event).await
+    }
+    async fn sandbox_claim(&self, request: ClaimRequest) -> Answer<Option<Sandbox>> {
+        self.space()?;
+        self.store.sandbox_claim(request).await
+    }
+    async fn sandbox_list(&self, filter: SandboxFilter, page: PageRequest) -> Answer<Page<Sandbox>> {
+        self.store.sandbox_list(filter, page).await
+    }
+    async fn sandbox_count(&self, filter: SandboxFilter) -> Answer<Vec<(State, u64)>> {
+        self.store.sandbox_count(filter).await
+    }
+    async fn sandbox_warm(&self, pool: PoolId, revision: u64, limit: u32) -> Answer<Vec<Sandbox>> {
+        self.store.sandbox_warm(pool, revision, limit).await
+    }
+    async fn sandbox_live(&self) -> Answer<Vec<Sandbox>> {
+        self.store.sandbox_live().await
+    }
+    async fn prune(&self, before: Timestamp, limit: u32) -> Answer<u64> {
+        self.space()?;
+        self.store.prune(before, limit).await
+    }
+    async fn event_append(&self, event: Event) -> Answer<EventSeq> {
+        self.space()?;
+        self.store.event_append(event).await
+    }
+    async fn event_list(&self, filter: EventFilter, limit: u32) -> Answer<Vec<Event>> {
+        self.store.event_list(filter, limit).await
+    }
+    async fn image_put(&self, image: Image) -> Answer<Option<Image>> {
+        self.space()?;
+        self.store.image_put(image).await
+    }
+    async fn image_get(&self, tenant: TenantId, name: &ImageName) -> Answer<Option<Image>> {
+        self.store.image_get(tenant, name).await
+    }
+    async fn image_list(&self, owners: &[Option<TenantId>]) -> Answer<Vec<Image>> {
+        self.store.image_list(owners).await
+    }
+    async fn image_all(&self) -> Answer<Vec<Image>> {
+        self.store.image_all().await
+    }
+    async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Answer<Write<()>> {
+        self.space()?;
+        self.store.image_delete(tenant, name).await
+    }
+    async fn close(&self) -> Answer<()> {
+        self.store.close().await
+    }
+    async fn sandbox_touch(&self, activity: Vec<(SandboxId, Timestamp)>) -> Answer<()> {
+        self.space()?;
+        self.store.sandbox_touch(activity).await
+    }
+}
