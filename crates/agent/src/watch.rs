@@ -25,6 +25,8 @@ use crate::server::Agent;
 
 /// Directories one request may watch; the kernel's own limit counts all requests of a user.
 const WATCHES_MAX: usize = 8192;
+/// Entries of a new directory that are told of; for more the host has to look itself.
+const ENTRIES_MAX: usize = 65_536;
 const READ_BUFFER: usize = 16 * 1024;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
@@ -51,6 +53,15 @@ struct Raw {
     watch: i32,
     flags: ReadFlags,
     name: OsString,
+}
+
+/// What a directory holds.
+#[derive(Debug, Default)]
+struct Found {
+    /// Names, and whether they are directories.
+    entries: Vec<(OsString, bool)>,
+    /// There are more.
+    is_cut: bool,
 }
 
 struct Watcher {
@@ -107,11 +118,17 @@ impl Watcher {
     async fn add_below(&mut self, start: PathBuf, mut writer: Option<&mut HostWriter>) -> Result<(), Failure> {
         let mut waiting = vec![start];
         while let Some(directory) = waiting.pop() {
-            for (name, is_dir) in self.entries(&directory)? {
+            let found = self.entries(&directory, writer.is_none())?;
+            if let Some(writer) = writer.as_deref_mut().filter(|_| found.is_cut) {
+                tell(writer, &directory, WatchEventKind::Overflow, true).await?;
+            }
+            for (name, is_dir) in found.entries {
                 let path = directory.join(name);
                 if let Some(writer) = writer.as_deref_mut() {
                     tell(writer, &path, WatchEventKind::Create, is_dir).await?;
-                    self.told.insert(path.clone());
+                    if self.told.len() < ENTRIES_MAX {
+                        self.told.insert(path.clone());
+                    }
                 }
                 if is_dir && self.add(&path)? {
                     waiting.push(path);
@@ -122,25 +139,27 @@ impl Watcher {
         Ok(())
     }
 
-    /// A directory's entries, and whether they are directories; none when it is gone or may not be read.
-    fn entries(&self, directory: &Path) -> Outcome<Vec<(OsString, bool)>> {
+    /// A directory's entries, or only the directories among them; none when it is gone or may not be read.
+    fn entries(&self, directory: &Path, only_directories: bool) -> Outcome<Found> {
         let path = self.absolute(directory);
         let read = self.place.attempt(|| {
             let top = directory.as_os_str().is_empty();
             let flags = if top { DIRECTORY } else { DIRECTORY | OFlags::NOFOLLOW };
-            let mut entries = Vec::new();
+            let mut found = Found::default();
             for entry in Dir::new(rustix::fs::open(path, flags, Mode::empty())?)? {
                 let entry = entry?;
                 let name = entry.file_name();
-                if name != c"." && name != c".." {
-                    let name = OsStr::from_bytes(name.to_bytes()).to_owned();
-                    entries.push((name, entry.file_type() == FileType::Directory));
+                let is_dir = entry.file_type() == FileType::Directory;
+                if name == c"." || name == c".." || (only_directories && !is_dir) {
+                    continue;
                 }
-                if entries.len() > WATCHES_MAX * 8 {
+                if found.entries.len() >= ENTRIES_MAX {
+                    found.is_cut = true;
                     break;
                 }
+                found.entries.push((OsStr::from_bytes(name.to_bytes()).to_owned(), is_dir));
             }
-            Ok(entries)
+            Ok(found)
         })?;
         Ok(read.unwrap_or_default())
     }
