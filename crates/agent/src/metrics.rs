@@ -33,15 +33,14 @@ fn own_bytes() -> u64 {
     if read.is_err() {
         return 0;
     }
-    private_bytes(&text)
+    anonymous_bytes(&text)
 }
 
-fn private_bytes(rollup: &str) -> u64 {
-    let kilobytes = rollup.lines().filter(|line| line.starts_with("Private_")).filter_map(|line| {
-        let value = line.split_whitespace().nth(1)?;
-        value.parse::<u64>().ok()
-    });
-    kilobytes.sum::<u64>().saturating_mul(1024)
+/// What is not backed by the program's file: those pages all agents of a host share.
+fn anonymous_bytes(rollup: &str) -> u64 {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse::<u64>().ok());
+    kilobytes.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]
@@ -49,10 +48,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn private_memory_is_summed_and_shared_memory_is_not() {
-        let rollup = "00400000-7ffd ---p 0 00:00 0 [rollup]\nRss: 900 kB\nShared_Clean: 500 kB\nPrivate_Clean: 8 kB\nPrivate_Dirty: 92 kB\n";
-        assert_eq!(private_bytes(rollup), 100 * 1024);
-        assert_eq!(private_bytes("garbage\nPrivate_Dirty: many kB\n"), 0);
+    fn the_programs_own_pages_are_not_counted() {
+        let rollup =
+            "00400000-7ffd ---p 0 00:00 0 [rollup]\nRss: 900 kB\nPrivate_Dirty: 92 kB\nAnonymous:           100 kB\nSwap: 0 kB\n";
+        assert_eq!(anonymous_bytes(rollup), 100 * 1024);
+        assert_eq!(anonymous_bytes("garbage\nAnonymous: many kB\n"), 0);
     }
 
     #[test]
