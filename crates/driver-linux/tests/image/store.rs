@@ -49,7 +49,7 @@ fn the_base_is_made_once_and_the_store_is_private() {
     let [base] = &data.layer_names()[..] else { panic!() };
     let made = data.path().join("images/layers").join(base).metadata().unwrap().ino();
     ImageStore::open(data.path()).unwrap();
-    assert_eq!(data.layer_names(), [base.clone()]);
+    assert_eq!(data.layer_names(), std::slice::from_ref(base));
     assert_eq!(data.path().join("images/layers").join(base).metadata().unwrap().ino(), made);
     assert_eq!(data.path().join("images").metadata().unwrap().permissions().mode() & 0o7777, 0o700);
 }
@@ -71,7 +71,7 @@ fn what_a_crash_left_in_staging_is_removed_at_the_next_start() {
     let left = data.path().join("images/staging/0123/fs/some/where");
     fs::create_dir_all(&left).unwrap();
     symlink("/etc", left.join("link")).unwrap();
-    fs::set_permissions(data.path().join("images/staging/0123/fs"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(data.path().join("images/staging/0123/fs"), fs::Permissions::from_mode(0o000)).unwrap();
     ImageStore::open(data.path()).unwrap();
     assert!(data.staging_names().is_empty());
     assert!(Path::new("/etc/passwd").exists());
