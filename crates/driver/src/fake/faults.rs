@@ -182,7 +182,8 @@ impl FakeFaults {
         lock(&self.world.state).layers.keys().cloned().collect()
     }
 
-    /// A new driver over the same sandboxes, as after a restart of the server. The old one's events go nowhere from now on.
+    /// A new driver over the same sandboxes, as after a restart of the server, that can do everything. The
+    /// old one's events go nowhere from now on.
     #[must_use]
     pub fn restart(&self) -> FakeDriver {
         FakeDriver::over(Arc::clone(&self.world), crate::Capability::ALL)
