@@ -20,6 +20,7 @@ use crate::server::Agent;
 
 /// Directories inside each other that are copied; each is two open files.
 const LEVELS_MAX: usize = 128;
+const SET_ID_BITS: u32 = 0o6000;
 const READ_BUFFER: usize = 8 * 1024;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(CAREFUL);
 
@@ -164,7 +165,7 @@ async fn copy_entry(user: &Place, entry: Entry<'_>) -> Outcome<Option<Level>> {
                 entry.at(|from, to| {
                     let target = rustix::fs::readlinkat(from, &entry.from, Vec::new())?;
                     rustix::fs::symlinkat(&target, to, &entry.to)?;
-                    own(to, &entry.to, &stat, AtFlags::SYMLINK_NOFOLLOW)
+                    own(to, &entry.to, &stat, AtFlags::SYMLINK_NOFOLLOW).map(drop)
                 })
             })?;
             Ok(None)
@@ -225,19 +226,22 @@ fn read_names(directory: &OwnedFd, names: &mut Vec<CString>) -> Result<bool, Err
     Ok(false)
 }
 
-/// Owner where the user may set it, as `mv` does.
-fn own(directory: rustix::fd::BorrowedFd<'_>, name: &CString, stat: &Stat, flags: AtFlags) -> Result<(), Errno> {
+/// Owner where the user may set it, as `mv` does. Says whether it was set.
+fn own(directory: rustix::fd::BorrowedFd<'_>, name: &CString, stat: &Stat, flags: AtFlags) -> Result<bool, Errno> {
     let (uid, gid) = (Uid::from_raw_unchecked(stat.st_uid), Gid::from_raw_unchecked(stat.st_gid));
     match rustix::fs::chownat(directory, name, Some(uid), Some(gid), flags) {
-        Ok(()) | Err(Errno::PERM | Errno::INVAL) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::PERM | Errno::INVAL) => Ok(false),
         Err(errno) => Err(errno),
     }
 }
 
 /// Gives a copy its original's owner, mode and times.
 fn dress(file: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
-    own(std::os::fd::AsFd::as_fd(file), &CString::default(), stat, AtFlags::EMPTY_PATH)?;
-    rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode & MODE_BITS))?;
+    let is_owned = own(std::os::fd::AsFd::as_fd(file), &CString::default(), stat, AtFlags::EMPTY_PATH)?;
+    // Set-id bits were given for another owner.
+    let bits = if is_owned { MODE_BITS } else { MODE_BITS & !SET_ID_BITS };
+    rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode & bits))?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     let nanoseconds = |value: u64| i64::try_from(value).unwrap_or(0);
     rustix::fs::futimens(
