@@ -47,7 +47,7 @@ async fn orphans_are_adopted_and_reaped() {
 #[tokio::test]
 async fn nothing_inside_can_kill_trace_or_read_process_one() {
     let Some(agent) = process_one().await else { return };
-    let ran = agent.shell("kill -9 1; kill -TERM 1; kill -INT 1; kill -HUP 1; kill -USR1 1; kill -STOP 1; echo sent").await;
+    let ran = agent.shell("kill -9 1; kill -TERM 1; kill -INT 1; kill -HUP 1; kill -USR1 1; kill -STOP 1; kill -SEGV 1; kill -BUS 1; kill -SEGV 1; kill -CHLD 1; echo sent").await;
     assert_eq!(ran.out(), "sent\n");
     assert!(matches!(agent.ask(&Request::Ping).await, Ok(Reply::Pong { .. })));
     let user = sandbank_agent_protocol::StartProcess {
