@@ -49,7 +49,13 @@ pub(super) fn cgroups() -> Vec<Check> {
     ];
     let controllers = effects.into_iter().map(|(controller, effect)| {
         let name = format!("cgroup {controller}");
-        if base.enforces(controller) {
+        let shut = unwritable.iter().any(|own| {
+            let own = Path::new(own);
+            own.components().any(|part| part.as_os_str() == controller) || own.join("cgroup.controllers").exists()
+        });
+        if base.enforces(controller) && shut {
+            Check::degraded(&name, format!("is there but may not be used: {effect}"), "see the line `cgroups`")
+        } else if base.enforces(controller) {
             Check::ok(&name, "is there")
         } else {
             Check::degraded(&name, format!("is not there: {effect}"), format!("enable the {controller} controller of the kernel"))

@@ -71,15 +71,34 @@ pub(super) fn overlay(machine: &Machine, scratch: &Scratch) -> io::Result<()> {
         options.push_str(",userxattr");
     }
     let (options, target) = (CString::new(options)?, scratch.c_path("merged")?);
+    let maps = (!is_root).then(own_id_maps).transpose()?;
     try_in_child(move || {
         let user = if is_root { 0 } else { libc::CLONE_NEWUSER };
         sys::unshare_namespaces(libc::CLONE_NEWNS | user)?;
+        for (file, content) in maps.iter().flatten() {
+            write(file, content.as_bytes())?;
+        }
         mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         rustix::mount::mount(c"overlay", &*target, c"overlay", MountFlags::empty(), Some(&*options))?;
         let merged = open(&target)?;
         rustix::fs::mkdirat(&merged, c"made", Mode::RWXU)
     })
     .map_err(Into::into)
+}
+
+/// What makes the caller root of its new user namespace: files and what to write, in order (user_namespaces(7)).
+fn own_id_maps() -> io::Result<[(&'static CStr, CString); 3]> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Ok([
+        (c"/proc/self/setgroups", CString::new("deny")?),
+        (c"/proc/self/uid_map", CString::new(format!("0 {uid} 1\n"))?),
+        (c"/proc/self/gid_map", CString::new(format!("0 {gid} 1\n"))?),
+    ])
+}
+
+fn write(file: &CStr, content: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, content).map(drop)
 }
 
 /// A mount of `scratch`'s file system that shows its files' owners through a user namespace.
