@@ -1,0 +1,10 @@
+//! The native API over a whole control, a real store and a driver in memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub, reason = "tests")]
+
+mod auth;
+mod bad_input;
+mod contract;
+mod document;
+mod inside;
+mod sockets;
+mod support;
