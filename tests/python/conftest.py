@@ -142,13 +142,9 @@ class Server:
         finally:
             self.process.kill()
             self.process = None
-        for directory in json.loads((self.data / "cgroups.json").read_text(encoding="utf-8")):
-            # Empty, or a sandbox was left in it. The server keeps them for its next start; there is none.
-            Path(directory).rmdir()
-            try:
-                Path(directory).parent.rmdir()
-            except OSError:
-                pass  # another server's directory is beside it
+        noted = json.loads((self.data / "cgroups.json").read_text(encoding="utf-8"))
+        left = [str(group) for directory in noted for group in Path(directory).glob("*/")]
+        assert not left, f"cgroups were left behind: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def fuzz(server: Server, api: Api, *more: str) -> None:
         *("--header", f"AGENTBOX-API-KEY:{api.key}"),
         *("--checks", CHECKS, "--phases", "examples,coverage,fuzzing"),
         *("--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-deterministic", "--no-shrink"),
-        *("--generation-database", "none", "--request-timeout", "15", "--max-time", "60", "--continue-on-failure"),
+        *("--request-timeout", "15", "--max-time", "60", "--continue-on-failure"),
         *("--exclude-path-regex", STREAMS, "--no-color", "--warnings", "off"),
         *more,
     ]

@@ -48,7 +48,7 @@ fn position(event: &Value) -> u64 {
 }
 
 fn sentence(event: &Value) -> String {
-    let mut text = format!("{}  {:<10}", field(event, "at"), field(event, "type"));
+    let mut text = format!("{:<24}  {:<12}", field(event, "at"), field(event, "type"));
     for (name, path) in [("", "sandboxId"), ("pool ", "poolName"), ("by ", "actor"), ("", "detail")] {
         let value = field(event, path);
         if value != "-" {

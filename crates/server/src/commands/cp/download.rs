@@ -17,8 +17,8 @@ use crate::failure::{Failure, Result};
 use crate::output::harmless;
 use crate::progress::Progress;
 
-/// Most entries of one directory.
-const ENTRIES_MAX: usize = 100_000;
+/// Most entries of one directory: what the API lists at once.
+const ENTRIES_MAX: usize = 10_000;
 /// Deepest directory below the one that was asked for.
 const DEPTH_MAX: usize = 128;
 /// Header that carries a file's permissions in octal.
