@@ -177,15 +177,18 @@ impl LauncherClient {
         rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| failed(errno.to_string()))?;
         let mut child = self.spawn(&theirs, &lock).map_err(|error| failed(error.to_string()))?;
         drop((theirs, lock));
-        let socket =
-            AsyncFd::with_interest(ours, Interest::READABLE | Interest::WRITABLE).map_err(|error| failed(error.to_string()))?;
+        let socket = sys::watched(ours, Interest::READABLE | Interest::WRITABLE).map_err(|error| failed(error.to_string()))?;
         let running = Arc::new(Running { socket, pid: child.id(), dead: AtomicBool::new(false), waiters: Mutex::default() });
         tokio::spawn(Arc::clone(&running).read());
+        let reaped = Arc::clone(&running);
         // Reaped by a thread of its own: a launcher lives as long as the server.
         std::thread::Builder::new()
             .name("launcher-wait".to_owned())
             .spawn(move || {
                 let status = child.wait();
+                // Children that it had begun still hold its end of the channel.
+                reaped.dead.store(true, Ordering::Release);
+                let _ = rustix::net::shutdown(reaped.socket.get_ref(), rustix::net::Shutdown::Both);
                 tracing::info!(pid = child.id(), ?status, "the launcher ended");
             })
             .map_err(|error| failed(error.to_string()))?;

@@ -10,6 +10,7 @@ mod launch;
 mod launcher;
 mod manifest;
 mod ranges;
+mod remover;
 pub mod seccomp;
 mod sys;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sandbank_model::{Resources, SandboxId};
 use serde::{Deserialize, Serialize};
@@ -51,30 +51,6 @@ impl Manifest {
         let mut body = Vec::new();
         fs::File::open(dir.join(FILE)).ok()?.take(BYTES_MAX).read_to_end(&mut body).ok()?;
         serde_json::from_slice(&body).ok()
-    }
-}
-
-/// Where things are in a sandbox's directory.
-#[derive(Debug, Clone)]
-pub(crate) struct SandboxDirs {
-    /// `<data>/sandboxes/<id>`.
-    pub(crate) root: PathBuf,
-}
-
-impl SandboxDirs {
-    /// Of one sandbox.
-    pub(crate) fn of(sandboxes: &Path, id: SandboxId) -> Self {
-        Self { root: sandboxes.join(id.to_string()) }
-    }
-
-    /// What the sandbox changed in `/`, as overlayfs keeps it. The owners on disk are those seen inside.
-    pub(crate) fn upper(&self) -> PathBuf {
-        self.root.join("upper")
-    }
-
-    /// What it changed below a graft's target.
-    pub(crate) fn graft_upper(&self, target: &Path) -> PathBuf {
-        self.root.join("grafts").join(target).join("upper")
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 { Err(last_errno()) } else { Ok(result) }
@@ -120,9 +121,8 @@ pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Resu
 
 /// execveat(2) of an open file, with `variables` as its whole environment. Returns only on failure.
 pub(crate) fn exec_fd(file: BorrowedFd<'_>, argv: &[&CStr], variables: &[&CStr]) -> Errno {
-    let null_terminated = |texts: &[&CStr]| -> Vec<*const c_char> {
-        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-    };
+    let null_terminated =
+        |texts: &[&CStr]| -> Vec<*const c_char> { texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect() };
     let (pointers, environment) = (null_terminated(argv), null_terminated(variables));
     // SAFETY: path, argv and envp are null-terminated arrays of C strings that live through the call.
     let result = unsafe {
@@ -215,4 +215,10 @@ pub(crate) fn ignore_signals(signals: &[c_int]) {
         // SAFETY: SIG_IGN installs no handler.
         unsafe { libc::signal(*signal, libc::SIG_IGN) };
     }
+}
+
+/// Registers a descriptor with the running tokio runtime.
+pub(crate) fn watched(descriptor: OwnedFd, interest: tokio::io::Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and keeps its number until it is dropped, and nothing takes it out of the AsyncFd or replaces it.
+    unsafe { AsyncFd::register_with_interest(descriptor, interest) }.map_err(io::Error::from)
 }

@@ -23,7 +23,7 @@ async fn a_sandbox_answers_runs_programs_and_leaves_nothing_behind() {
     let fixture = Fixture::new().await;
     let warm_up = fixture.create().await;
     fixture.driver().destroy(warm_up.id).await.unwrap();
-    let before = fixture.census();
+    let before = fixture.census().await;
     let sandbox = fixture.create().await;
     fixture.ping(&sandbox).await.unwrap();
     let output = fixture.run(&sandbox, &["true"]).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_process_that_eats_memory_is_killed_alone_and_told_of() {
     let mut events = fixture.driver().events().unwrap();
     assert!(fixture.driver().events().is_none());
     let sandbox = fixture.create_with(|spec| spec.resources.memory_bytes = 64 * MIB).await.unwrap();
-    let output = fixture.shell(&sandbox, "tail -c 400m /dev/zero | wc -c; echo on").await;
+    let output = fixture.shell(&sandbox, "head -c 400m /dev/zero | tail -c 400m | wc -c; echo on").await;
     assert!(output.stdout.ends_with("on\n"), "{output:?}");
     assert_eq!(event_of(&mut events, sandbox.id).await, DriverEvent::OutOfMemory { id: sandbox.id });
     fixture.ping(&sandbox).await.unwrap();
@@ -171,13 +171,61 @@ async fn the_end_of_the_first_process_is_told_and_leaves_something_to_destroy() 
     }
     let fixture = Fixture::new().await;
     let mut events = fixture.driver().events().unwrap();
-    let before = fixture.census();
+    let before = fixture.census().await;
     let sandbox = fixture.create().await;
     kill(host_pid(fixture.data.path(), sandbox.id));
     let event = event_of(&mut events, sandbox.id).await;
     assert!(matches!(event, DriverEvent::Ended { out_of_memory: false, .. }), "{event:?}");
     assert!(matches!(fixture.ping(&sandbox).await, Err(DriverError::Gone { .. })));
     fixture.driver().destroy(sandbox.id).await.unwrap();
+    fixture.expect_back_to(&before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_nobody_waits_for_any_more_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let before = fixture.census().await;
+    for wait_us in [0, 300, 1000, 3000, 10_000] {
+        let create = fixture.driver().create(fixture.request(fresh_id()));
+        if let Ok(made) = tokio::time::timeout(Duration::from_micros(wait_us), create).await {
+            made.unwrap();
+            break;
+        }
+    }
+    let ids = std::fs::read_dir(fixture.data.path().join("sandboxes")).unwrap().flatten();
+    for id in ids.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())) {
+        fixture.driver().destroy(id).await.unwrap();
+    }
+    fixture.expect_back_to(&before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_hangs_is_destroyed_and_said_to_have_hung() {
+    if !can_run() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let config = sandbank_driver_linux::LinuxConfig { agent_wait: Duration::ZERO, ..support::config(data.path()) };
+    let fixture = Fixture { driver: Some(sandbank_driver_linux::LinuxDriver::start(config).await.unwrap()), data };
+    let before = fixture.census().await;
+    let refused = fixture.create_with(|_| {}).await.err().unwrap();
+    assert!(matches!(refused, DriverError::TimedOut { what: "the agent", .. }), "{refused:?}");
+    fixture.expect_back_to(&before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_gone_is_said_and_nothing_is_left() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let before = fixture.census().await;
+    let mut request = fixture.request(fresh_id());
+    request.image.layers.push(sandbank_model::Layer { id: "commit-gone".to_owned(), size_bytes: 1 });
+    assert!(matches!(fixture.driver().create(request).await, Err(DriverError::ImageMissing { .. })));
     fixture.expect_back_to(&before).await;
 }
 
@@ -215,7 +263,7 @@ async fn many_sandboxes_are_made_and_destroyed_at_the_same_time() {
         return;
     }
     let fixture = Fixture::new().await;
-    let before = fixture.census();
+    let before = fixture.census().await;
     let made = futures(24, |_| fixture.create()).await;
     let mut uids: Vec<u64> =
         made.iter().map(|sandbox| support::manifest(fixture.data.path(), sandbox.id)["range"].as_u64().unwrap()).collect();
@@ -266,7 +314,7 @@ async fn a_new_driver_adopts_the_known_and_destroys_the_unknown() {
     assert_eq!(fixture.shell(&kept, "cat /root/mine").await.stdout, "mine\n");
     fixture.driver().resume(frozen.target()).await.unwrap();
     fixture.ping(&frozen).await.unwrap();
-    assert_eq!(fixture.census().directories.len(), 2);
+    assert_eq!(fixture.census().await.directories.len(), 2);
     // Its end is noticed by the driver that adopted it.
     let mut events = fixture.driver().events().unwrap();
     kill(host_pid(fixture.data.path(), kept.id));
@@ -286,7 +334,7 @@ async fn killing_the_launcher_again_and_again_loses_and_leaks_nothing() {
     const ROUNDS: u64 = 25;
     let fixture = Fixture::new().await;
     let steady = fixture.create().await;
-    let before = fixture.census();
+    let before = fixture.census().await;
     for round in 0..ROUNDS {
         let creates = futures(6, |_| fixture.create_with(|_| {}));
         let kill_it = async {
@@ -319,4 +367,34 @@ async fn the_agents_program_can_be_neither_read_nor_traced_from_inside() {
         assert_ne!(output.code(), Some(0), "{path}: {output:?}");
         assert_eq!(output.stdout, "", "{path}");
     }
+}
+
+#[test]
+fn without_root_a_sandbox_is_made_in_an_unprivileged_user_namespace() {
+    if !can_run() {
+        return;
+    }
+    support::run_as_nobody("a_life_without_root").unwrap_or_else(|output| panic!("{output}"));
+}
+
+/// Run by the test above as a user without rights.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by another test as a user without rights"]
+async fn a_life_without_root() {
+    assert!(!rustix::process::geteuid().is_root());
+    let mut fixture = Fixture::new().await;
+    let sandbox = fixture.create().await;
+    let output =
+        fixture.shell(&sandbox, "id -u; echo x > /root/made; cat /root/made; hostname; ls -d /proc/[0-9]* | wc -l").await;
+    assert!(output.stdout.starts_with("0\nx\n"), "{output:?}");
+    let output = fixture.shell(&sandbox, "mount -t tmpfs none /mnt || mount -t tmpfs none /tmp").await;
+    assert_ne!(output.code(), Some(0), "{output:?}");
+    let capabilities = fixture.driver().capabilities();
+    assert!(!capabilities.has(sandbank_driver::Capability::MemoryLimit), "{capabilities:?}");
+    fixture.restart().await;
+    let adopted = fixture.driver().adopt(vec![(sandbox.id, None)]).await.unwrap();
+    assert!(adopted.alive.contains_key(&sandbox.id), "{adopted:?}");
+    fixture.ping(&sandbox).await.unwrap();
+    fixture.driver().destroy(sandbox.id).await.unwrap();
+    assert_eq!(fixture.census().await.processes, Vec::<String>::new());
 }

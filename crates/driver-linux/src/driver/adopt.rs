@@ -157,11 +157,11 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
-    async fn remove_strangers(&self, strangers: Vec<PathBuf>) -> Result<(), DriverError> {
+    async fn remove_strangers(self: &Arc<Self>, strangers: Vec<PathBuf>) -> Result<(), DriverError> {
+        let shared = Arc::clone(self);
         blocking("remove what is no sandbox", move || {
             for path in strangers {
-                crate::image::remove_tree(&path)
-                    .map_err(|error| failed(format!("remove {}", path.display()), io_errno(&error)))?;
+                shared.remover.remove(&path).map_err(|errno| failed(format!("remove {}", path.display()), errno))?;
             }
             Ok(())
         })

@@ -16,25 +16,35 @@ use crate::manifest::Manifest;
 
 /// Longest wait for the reason when the first process has ended before the agent answered.
 const REASON_WAIT: Duration = Duration::from_millis(200);
+/// Launchers that may die while one sandbox is being made: the first may have been dead already, unnoticed.
+const LAUNCHER_DEATHS_MAX: u32 = 3;
 /// Longest host name that the kernel takes.
 const HOSTNAME_MAX: usize = 64;
 
 impl Shared {
-    /// Makes a sandbox and waits for its agent. When the launcher dies meanwhile, it is tried once more with the next one.
+    /// As [`Shared::make`], and destroys what was begun when the caller stops waiting.
     pub(super) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<DriverHandle, DriverError> {
+        let mut abandoned = Abandoned { shared: Arc::clone(self), id: request.id, done: false };
+        let result = self.make(request).await;
+        abandoned.done = true;
+        result
+    }
+
+    /// Makes a sandbox and waits for its agent. When the launcher dies meanwhile, it is tried again with the next one.
+    async fn make(self: &Arc<Self>, request: CreateRequest) -> Result<DriverHandle, DriverError> {
         let id = request.id;
         if self.live().contains_key(&id) || self.sandboxes.join(id.to_string()).exists() {
             self.destroy(id).await?;
         }
-        let mut retried = false;
+        let mut deaths = 0;
         loop {
             let result = self.try_create(&request).await;
             let Err(error) = result else { return result.map_err(into_driver_error) };
             self.destroy(id).await?;
-            if retried || !error.is_death() {
+            deaths += u32::from(error.is_death());
+            if deaths >= LAUNCHER_DEATHS_MAX || !error.is_death() {
                 return Err(into_driver_error(error));
             }
-            retried = true;
         }
     }
 
@@ -79,12 +89,36 @@ impl Shared {
             pid: 0,
             start_ticks: 0,
             boot_id: self.boot_id.clone(),
-            range: Some(self.ranges().take(request.id)?),
+            range: if self.id_ranges { Some(self.ranges().take(request.id)?) } else { None },
             cgroups: self.cgroups.sandbox(request.id),
             limits,
             layers,
         };
         Ok(MakeOrder { seq: 0, manifest, root, hostname: hostname(request), cgroups: self.cgroups.orders(request.id, &limits) })
+    }
+}
+
+/// Destroys a sandbox whose creation was dropped half way.
+struct Abandoned {
+    shared: Arc<Shared>,
+    id: SandboxId,
+    done: bool,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let (shared, id) = (Arc::clone(&self.shared), self.id);
+        // Without a runtime the server is ending, and the next one's adoption destroys it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = shared.destroy(id).await {
+                    tracing::warn!(sandbox = %id, %error, "an abandoned sandbox could not be destroyed");
+                }
+            });
+        }
     }
 }
 
@@ -112,7 +146,7 @@ fn into_driver_error(error: LaunchError) -> DriverError {
         LaunchError::Failed { step, errno } => failed(step, errno),
         LaunchError::Died => DriverError::Failed {
             step: "make the sandbox".to_owned(),
-            detail: "the launcher died twice while making it; see its messages on the server's stderr".to_owned(),
+            detail: "the launcher died again and again while making it; see its messages on the server's stderr".to_owned(),
         },
     }
 }

@@ -10,7 +10,6 @@ use sandbank_model::SandboxId;
 
 use super::live::Live;
 use super::{Shared, blocking, failed, io_errno, millis};
-use crate::image::remove_tree;
 use crate::manifest::{Manifest, start_ticks};
 
 /// Longest wait for killed processes to end. Memory and open files of a large sandbox take a while to give back.
@@ -38,13 +37,14 @@ impl Shared {
             (None, Some(manifest)) => manifest.cgroups.clone(),
             (None, None) => self.cgroups.sandbox(id),
         };
+        let shared = Arc::clone(self);
         blocking("destroy the sandbox", move || {
             if let Err((path, errno)) = cgroups.remove() {
                 // Somebody that the pid namespace does not hold is in there.
                 cgroups.kill_all();
                 cgroups.remove().map_err(|_| failed(format!("remove the cgroup {}", path.display()), errno))?;
             }
-            remove_tree(&dir).map_err(|error| failed(format!("remove {}", dir.display()), io_errno(&error)))
+            shared.remover.remove(&dir).map_err(|errno| failed(format!("remove {}", dir.display()), errno))
         })
         .await?;
         self.live().remove(&id);

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::cgroup::SandboxCgroups;
 use crate::manifest::Manifest;
+use crate::sys;
 
 /// Everything about one living sandbox.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Live {
         Ok(Self {
             id: manifest.id,
             pid,
-            pidfd: Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?),
+            pidfd: Arc::new(sys::watched(pidfd, Interest::READABLE)?),
             range: manifest.range,
             cgroups: manifest.cgroups.clone(),
             limits: manifest.limits,

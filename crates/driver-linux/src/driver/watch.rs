@@ -115,17 +115,19 @@ fn walk(dir: &rustix::fd::OwnedFd, depth: usize, deadline: Instant, total: &mut 
             return Err(Errno::TIMEDOUT);
         }
         let Ok(stat) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        // A block is 512 bytes, whatever the file system's own (stat(2)). A file with several names counts once a name at most.
+        // A block is 512 bytes, whatever the file system's own (stat(2)).
         let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        *total = total.saturating_add(bytes / u64::try_from(stat.st_nlink).unwrap_or(1).max(1));
         let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
-        if is_dir {
-            *total = total.saturating_add(bytes - bytes / u64::try_from(stat.st_nlink).unwrap_or(1).max(1));
-            if depth < DISK_DEPTH_MAX
-                && let Ok(child) = rustix::fs::openat(dir, name, flags, Mode::empty())
-            {
-                walk(&child, depth + 1, deadline, total)?;
-            }
+        // The type of the number of links differs between architectures.
+        #[allow(clippy::useless_conversion)]
+        let links = u64::from(stat.st_nlink).max(1);
+        // A file with several names counts its share at each.
+        *total = total.saturating_add(if is_dir { bytes } else { bytes / links });
+        if is_dir
+            && depth < DISK_DEPTH_MAX
+            && let Ok(child) = rustix::fs::openat(dir, name, flags, Mode::empty())
+        {
+            walk(&child, depth + 1, deadline, total)?;
         }
     }
     Ok(())

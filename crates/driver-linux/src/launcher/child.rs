@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal};
 
@@ -38,8 +38,10 @@ pub(super) struct Child<'a> {
     pub(super) listener: BorrowedFd<'a>,
     /// The agent's program, sealed.
     pub(super) agent: BorrowedFd<'a>,
-    /// The sandbox's user namespace.
-    pub(super) userns: BorrowedFd<'a>,
+    /// The sandbox's user namespace, with its range of ids. Without one (no root) the child was born in its own, unmapped yet.
+    pub(super) userns: Option<(BorrowedFd<'a>, u32)>,
+    /// User and group that the launcher runs as.
+    pub(super) own_ids: (Uid, Gid),
     /// The launcher itself.
     pub(super) launcher: BorrowedFd<'a>,
     pub(super) filter: &'a Filter,
@@ -56,6 +58,9 @@ impl Child<'_> {
 
     fn set_up(&self) -> Step<StepError> {
         self.die_with_launcher()?;
+        if self.userns.is_none() {
+            userns::map_own_ids(self.own_ids.0, self.own_ids.1)?;
+        }
         self.write_manifest()?;
         for order in self.order.cgroups.iter().filter(|order| !order.v2) {
             make_cgroup(order)?;
@@ -63,10 +68,13 @@ impl Child<'_> {
             write_value(&order.dir.join("tasks"), "0").at("enter a cgroup")?;
         }
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
-        network()?;
+        // Without a range only the group 0 exists.
+        network(if self.userns.is_some() { "0 2147483647" } else { "0 0" })?;
         rustix::system::sethostname(self.order.hostname.as_bytes()).at("set the host name")?;
-        let range = self.order.manifest.range.ok_or(Errno::INVAL).at("read the order")?;
-        let ids = mounts::Ids { userns: self.userns, first: range_first_id(range) };
+        let ids = match self.userns {
+            Some((userns, range)) => mounts::Ids::Range { userns, first: range_first_id(range) },
+            None => mounts::Ids::Own,
+        };
         rustix::process::umask(Mode::empty());
         mounts::isolate()?;
         mounts::root(self.dir, &self.order.root, &ids)?;
@@ -100,7 +108,9 @@ impl Child<'_> {
     }
 
     fn become_agent(&self) -> Step<StepError> {
-        userns::enter_as_root(self.userns)?;
+        if let Some((userns, _)) = self.userns {
+            userns::enter_as_root(userns)?;
+        }
         rustix::process::setsid().at("begin a session")?;
         limit_resources(self.order.limits().disk_bytes).at("limit resources")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -130,10 +140,11 @@ pub(super) fn make_cgroup(order: &CgroupOrder) -> Step<()> {
     Ok(())
 }
 
-/// Loopback up; every port and unprivileged ping allowed, since nobody inside has power over the network namespace.
-fn network() -> Step<()> {
+/// Loopback up; every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the
+/// ids that may ping.
+fn network(groups: &str) -> Step<()> {
     sys::loopback_up().at("bring the loopback interface up")?;
-    for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+    for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups)] {
         match write_value(&Path::new("/proc/sys/net/ipv4").join(file), value) {
             Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {}
             Err(errno) => return Err(errno).at("open the low ports"),

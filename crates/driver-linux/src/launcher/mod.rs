@@ -107,8 +107,12 @@ impl Launcher {
     /// Begins a sandbox: its directory, its agent's socket, its first process.
     fn make(&mut self, order: &MakeOrder) -> Step<(u32, OwnedFd)> {
         let name = order.manifest.id.to_string();
-        let range = order.manifest.range.ok_or(Errno::INVAL).at("read the order")?;
-        let userns = self.namespaces.get(range)?;
+        let userns = match order.manifest.range {
+            Some(range) => Some((self.namespaces.get(range)?, range)),
+            None => None,
+        };
+        let own_ids = (rustix::process::geteuid(), rustix::process::getegid());
+        let flags = if userns.is_some() { NAMESPACES } else { NAMESPACES | libc::CLONE_NEWUSER };
         rustix::fs::mkdirat(&self.sandboxes_fd, &name, Mode::RWXU).at("make the sandbox's directory")?;
         let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir_fd =
@@ -122,7 +126,7 @@ impl Launcher {
         }
         let dir = self.sandboxes.join(&name);
         // SAFETY: the launcher has a single thread.
-        match unsafe { sys::clone3(NAMESPACES, unified.as_ref().map(AsFd::as_fd)) }.at("clone the first process")? {
+        match unsafe { sys::clone3(flags, unified.as_ref().map(AsFd::as_fd)) }.at("clone the first process")? {
             Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
             Cloned::Child => {
                 let child = child::Child {
@@ -130,7 +134,8 @@ impl Launcher {
                     dir: &dir,
                     listener: listener.as_fd(),
                     agent: self.agent.as_fd(),
-                    userns: (*userns).as_fd(),
+                    userns: userns.as_ref().map(|(userns, range)| ((**userns).as_fd(), *range)),
+                    own_ids,
                     launcher: self.own_pidfd.as_fd(),
                     filter: &self.filter,
                 };
@@ -187,6 +192,9 @@ fn sealed_agent() -> Result<OwnedFd, Errno> {
         let written = rustix::io::write(&memory, rest)?;
         rest = &rest[written..];
     }
+    // The descriptor that runs must not be one that can write, or the kernel says ETXTBSY. Opened while that is still allowed.
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    let program = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o111))?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     // Sealing the executable bits exists since Linux 6.3.
@@ -194,9 +202,7 @@ fn sealed_agent() -> Result<OwnedFd, Errno> {
         Err(Errno::INVAL) => rustix::fs::fcntl_add_seals(&memory, seals)?,
         result => result?,
     }
-    // The descriptor that runs must not be one that can write, or the kernel says ETXTBSY.
-    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    Ok(program)
 }
 
 /// A listening socket named `agent.sock` in `dir`, reached through its descriptor since socket paths are short.

@@ -38,12 +38,29 @@ const TTY_GID: u32 = 5;
 /// Longest option string that mount(2) takes, with its end.
 const OPTIONS_MAX: usize = 4095;
 
-/// What the mounts need to know about ids.
-pub(super) struct Ids<'a> {
-    /// The sandbox's user namespace: the mapping of its layers' owners.
-    pub(super) userns: BorrowedFd<'a>,
-    /// The host's id of the sandbox's root.
-    pub(super) first: u32,
+/// Whose ids the sandbox has.
+#[derive(Clone, Copy)]
+pub(super) enum Ids<'a> {
+    /// A range of its own. What is mounted is mounted in the initial user namespace, by root.
+    Range {
+        /// The sandbox's user namespace: the mapping of its layers' owners.
+        userns: BorrowedFd<'a>,
+        /// The host's id of the sandbox's root.
+        first: u32,
+    },
+    /// Those of whoever runs the server, who is not root: this process is in its user namespace already.
+    Own,
+}
+
+impl Ids<'_> {
+    /// A mount option that makes `inside` (an id as the sandbox sees it) the owner. Without a range only root exists inside, and
+    /// it owns what it mounts.
+    fn owner_option(&self, name: &str, inside: u32) -> String {
+        match self {
+            Self::Range { first, .. } => format!(",{name}={}", first + inside),
+            Self::Own => String::new(),
+        }
+    }
 }
 
 /// Keeps mounts made here from showing elsewhere, and the other way round.
@@ -53,8 +70,7 @@ pub(super) fn isolate() -> Step<()> {
 
 /// Mounts the root overlay and its grafts over the sandbox's directory and makes it the working directory.
 pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let sandbox = rustix::fs::open(path, flags, Mode::empty()).at("open the sandbox's directory")?;
+    let sandbox = open_dir(path).at("open the sandbox's directory")?;
     let sandbox = sandbox.as_fd();
     for dir in ["upper", "work"] {
         make_dir(sandbox, dir).at("make the upper directory")?;
@@ -64,8 +80,13 @@ pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
     }
     // From here on what is made belongs to the sandbox's root: through its mapping nobody else can own files. This holds for
     // overlayfs too, which works with the identity that mounts it.
-    sys::own_new_files_as(ids.first).at("become the owner of new files")?;
-    let private = attach(sandbox, clone_tree(sandbox, "", ids).at("map the upper directory")?)?;
+    if let Ids::Range { first, .. } = ids {
+        sys::own_new_files_as(*first).at("become the owner of new files")?;
+    }
+    let private = match ids {
+        Ids::Range { userns, .. } => attach(sandbox, clone_tree(sandbox, *userns).at("map the upper directory")?)?,
+        Ids::Own => open_dir(path).at("open the sandbox's directory")?,
+    };
     let lowers = attach_layers(sandbox, &plan.lowers, ids)?;
     // Before the root is mounted: what is attached afterwards would lie on top of the new root, where whoever climbs out of a
     // chroot finds it.
@@ -73,17 +94,17 @@ pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
     for graft in &plan.grafts {
         graft_lowers.push(attach_layers(sandbox, &graft.lowers, ids)?);
     }
-    overlay(&here(sandbox), &lowers, private.as_fd(), "").at("mount the root file system")?;
+    overlay(&here(sandbox), &lowers, private.as_fd(), "", ids).at("mount the root file system")?;
     // The path, unlike the descriptor, now leads to what was mounted last.
     rustix::process::chdir(path).at("enter the root file system")?;
     for (graft, lowers) in plan.grafts.iter().zip(&graft_lowers) {
-        self::graft(graft, lowers, private.as_fd())?;
+        self::graft(graft, lowers, private.as_fd(), ids)?;
     }
     Ok(())
 }
 
 fn attach_layers(sandbox: BorrowedFd<'_>, layers: &[PathBuf], ids: &Ids<'_>) -> Step<Vec<OwnedFd>> {
-    layers.iter().map(|layer| attach(sandbox, clone_layer(layer, ids)?)).collect()
+    layers.iter().map(|path| layer(sandbox, path, ids)).collect()
 }
 
 fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> {
@@ -94,10 +115,10 @@ fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> 
     make_dir(sandbox, base.join("work"))
 }
 
-fn graft(graft: &Graft, lowers: &[OwnedFd], private: BorrowedFd<'_>) -> Step<()> {
+fn graft(graft: &Graft, lowers: &[OwnedFd], private: BorrowedFd<'_>, ids: &Ids<'_>) -> Step<()> {
     let target = graft.target.to_str().ok_or(Errno::INVAL).at("mount a graft")?;
     require_dir(target).at("find a graft's mount point")?;
-    overlay(target, lowers, private, &format!("/grafts/{target}")).at("mount a graft")
+    overlay(target, lowers, private, &format!("/grafts/{target}"), ids).at("mount a graft")
 }
 
 /// A path that leads to what is mounted on an open directory.
@@ -112,20 +133,26 @@ fn make_dir(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<(), Errn
     }
 }
 
-/// A detached copy of a mount, seen through the sandbox's ids.
-fn clone_tree(at: BorrowedFd<'_>, path: impl rustix::path::Arg, ids: &Ids<'_>) -> Result<OwnedFd, Errno> {
+fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A detached copy of a directory's mount, seen through the sandbox's ids.
+fn clone_tree(dir: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(at, path, flags)?;
-    sys::idmap_mount(tree.as_fd(), ids.userns)?;
+    let tree = rustix::mount::open_tree(dir, "", flags)?;
+    sys::idmap_mount(tree.as_fd(), userns)?;
     Ok(tree)
 }
 
-/// The same of a read-only layer. On a file system without id-mapped mounts its files belong to nobody inside, but can be read.
-fn clone_layer(path: &Path, ids: &Ids<'_>) -> Step<OwnedFd> {
+/// A read-only layer, seen through the sandbox's ids where the file system can do that; else its files belong to nobody inside
+/// but can be read.
+fn layer(sandbox: BorrowedFd<'_>, path: &Path, ids: &Ids<'_>) -> Step<OwnedFd> {
+    let Ids::Range { userns, .. } = ids else { return open_dir(path).at("open an image layer") };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, path, flags).at("open an image layer")?;
-    match sys::idmap_mount(tree.as_fd(), ids.userns) {
-        Ok(()) | Err(Errno::INVAL) => Ok(tree),
+    match sys::idmap_mount(tree.as_fd(), *userns) {
+        Ok(()) | Err(Errno::INVAL) => attach(sandbox, tree),
         Err(errno) => Err(errno).at("map an image layer"),
     }
 }
@@ -142,7 +169,9 @@ fn attach(sandbox: BorrowedFd<'_>, tree: OwnedFd) -> Step<OwnedFd> {
 ///
 /// `volatile`: the upper layer need not survive a crash of the machine, which ends the sandbox too; without it each fsync
 /// inside and each unmount would wait for the disk.
-fn overlay(target: &str, lowers: &[OwnedFd], private: BorrowedFd<'_>, prefix: &str) -> Result<(), Errno> {
+///
+/// `userxattr`: without root, overlayfs keeps its marks in attributes that whoever owns the files may set.
+fn overlay(target: &str, lowers: &[OwnedFd], private: BorrowedFd<'_>, prefix: &str, ids: &Ids<'_>) -> Result<(), Errno> {
     let mut options = String::with_capacity(128);
     options.push_str("lowerdir=");
     for (index, lower) in lowers.iter().enumerate() {
@@ -153,6 +182,9 @@ fn overlay(target: &str, lowers: &[OwnedFd], private: BorrowedFd<'_>, prefix: &s
     }
     let private = here(private);
     options.push_str(&format!(",upperdir={private}{prefix}/upper,workdir={private}{prefix}/work,volatile"));
+    if matches!(ids, Ids::Own) {
+        options.push_str(",userxattr");
+    }
     if options.len() > OPTIONS_MAX {
         return Err(Errno::TOOBIG);
     }
@@ -182,24 +214,40 @@ pub(super) fn system(ids: &Ids<'_>, shm_bytes: u64) -> Step<()> {
         require_dir(dir).at("find the mount points of /proc, /sys and /dev")?;
     }
     mount("proc", "proc", NOSUID_NODEV_NOEXEC, "").at("mount /proc")?;
-    mount("sysfs", "sys", NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "").at("mount /sys")?;
+    sysfs(ids).at("mount /sys")?;
     devices(ids).at("make /dev")?;
-    let (uid, tty) = (ids.first, ids.first + TTY_GID);
-    let pts = format!("newinstance,ptmxmode=0666,mode=0620,gid={tty}");
+    let pts = format!("newinstance,ptmxmode=0666,mode=0620{}", ids.owner_option("gid", TTY_GID));
     mount("devpts", "dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, &pts).at("mount /dev/pts")?;
-    let shm = format!("mode=1777,size={shm_bytes},uid={uid},gid={uid}");
+    let (uid, gid) = (ids.owner_option("uid", 0), ids.owner_option("gid", 0));
+    let shm = format!("mode=1777,size={shm_bytes}{uid}{gid}");
     mount("tmpfs", "dev/shm", NOSUID_NODEV, &shm).at("mount /dev/shm")?;
     mask().at("mask parts of /proc and /sys")
 }
 
+/// Without root the kernel refuses a new `/sys` where the host's is partly hidden (in a container). Then there is none.
+fn sysfs(ids: &Ids<'_>) -> Result<(), Errno> {
+    match mount("sysfs", "sys", NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "") {
+        Err(Errno::PERM) if matches!(ids, Ids::Own) => Ok(()),
+        result => result,
+    }
+}
+
 fn devices(ids: &Ids<'_>) -> Result<(), Errno> {
-    let uid = ids.first;
-    let options = format!("mode=755,size=64k,nr_inodes=256,uid={uid},gid={uid}");
-    mount("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, &options)?;
+    let (uid, gid) = (ids.owner_option("uid", 0), ids.owner_option("gid", 0));
+    mount("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, &format!("mode=755,size=64k,nr_inodes=256{uid}{gid}"))?;
     let dev = rustix::fs::open("dev", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for (name, major, minor) in DEVICES {
-        let number = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
+        match ids {
+            Ids::Range { .. } => {
+                let number = rustix::fs::makedev(major, minor);
+                rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
+            }
+            // Without root no device can be made, so the host's own nodes are shown.
+            Ids::Own => {
+                rustix::fs::mknodat(&dev, name, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)?;
+                rustix::mount::mount_bind(format!("/dev/{name}"), format!("dev/{name}"))?;
+            }
+        }
     }
     for (target, name) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dev, name)?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
@@ -70,7 +70,6 @@ fn map_and_open(pid: u32, range: u32) -> Step<OwnedFd> {
 
 /// Enters the namespace with all its capabilities and becomes its root.
 pub(crate) fn enter_as_root(namespace: BorrowedFd<'_>) -> Step<()> {
-    use rustix::fs::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     let enter = || -> Result<(), Errno> {
         sys::setns(namespace, libc::CLONE_NEWUSER)?;
@@ -79,4 +78,12 @@ pub(crate) fn enter_as_root(namespace: BorrowedFd<'_>) -> Step<()> {
         set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
     };
     enter().at("enter the user namespace")
+}
+
+/// In a user namespace that the caller was born in: makes its ids outside root's inside, the only mapping that needs no
+/// privilege (user_namespaces(7)).
+pub(crate) fn map_own_ids(uid: Uid, gid: Gid) -> Step<()> {
+    fs::write("/proc/self/setgroups", "deny").at("give up supplementary groups")?;
+    fs::write("/proc/self/uid_map", format!("0 {} 1\n", uid.as_raw())).at("map its user id")?;
+    fs::write("/proc/self/gid_map", format!("0 {} 1\n", gid.as_raw())).at("map its group id")
 }

@@ -23,6 +23,28 @@ pub fn can_run() -> bool {
     root
 }
 
+/// Runs one ignored test of this binary as a user without any rights; its output when it failed.
+pub fn run_as_nobody(test: &str) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // The test binary and the launcher may lie where nobody else may look.
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let (binary, launcher) = (place.path().join("test"), place.path().join("launcher"));
+    std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_sandbank-launcher"), &launcher).unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&binary)
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("TMPDIR", place.path())
+        .env("SANDBANK_TEST_LAUNCHER", &launcher)
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.success() && text.contains("1 passed") { Ok(()) } else { Err(text) }
+}
+
 /// A driver in a fresh data directory. Dropping it destroys what is left.
 pub struct Fixture {
     pub driver: Option<LinuxDriver>,
@@ -30,7 +52,8 @@ pub struct Fixture {
 }
 
 pub fn config(data: &Path) -> LinuxConfig {
-    LinuxConfig { launcher_command: vec![env!("CARGO_BIN_EXE_sandbank-launcher").into()], ..LinuxConfig::new(data) }
+    let launcher = std::env::var_os("SANDBANK_TEST_LAUNCHER").unwrap_or_else(|| env!("CARGO_BIN_EXE_sandbank-launcher").into());
+    LinuxConfig { launcher_command: vec![launcher], ..LinuxConfig::new(data) }
 }
 
 impl Fixture {
@@ -116,7 +139,10 @@ impl Fixture {
         }
     }
 
-    pub fn census(&self) -> Census {
+    /// What is there, once what was destroyed before has been removed.
+    pub async fn census(&self) -> Census {
+        let trash = self.data.path().join("trash");
+        wait_until("the trash is empty", || subdirectories(&trash).is_empty(), String::new).await;
         Census::take(self.data.path())
     }
 
@@ -147,7 +173,8 @@ impl Drop for Fixture {
             }
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        while bases.iter().any(|base| base.is_dir()) && Instant::now() < deadline {
+        let trash = self.data.path().join("trash");
+        while (bases.iter().any(|base| base.is_dir()) || !subdirectories(&trash).is_empty()) && Instant::now() < deadline {
             for base in &bases {
                 for group in subdirectories(base) {
                     let _ = std::fs::remove_dir(group);
@@ -207,7 +234,7 @@ impl Census {
         Self {
             processes: instance.map(|instance| processes_of(&instance)).unwrap_or_default(),
             cgroups,
-            directories: subdirectories(&data.join("sandboxes")),
+            directories: ["sandboxes", "trash"].iter().flat_map(|part| subdirectories(&data.join(part))).collect(),
             mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(),
             descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
         }

@@ -1,0 +1,73 @@
+//! Removes what destroyed sandboxes left on disk, beside everything else.
+//!
+//! A sandbox's directory is renamed into the trash in one step; that is the moment it is gone. Emptying it waits for the disk
+//! (where the file system discards freed blocks at once, milliseconds a directory), so several threads share the waiting.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::image::remove_tree;
+
+/// Threads that remove. They sleep when there is nothing to do.
+const THREADS: usize = 8;
+/// Directories that may wait to be removed. Beyond that, destroying waits, so that the disk does not fill with trash.
+const WAITING_MAX: usize = 512;
+
+/// The trash and those who empty it. Dropped, the threads finish what waits.
+#[derive(Debug)]
+pub(crate) struct Remover {
+    trash: PathBuf,
+    moved: AtomicU64,
+    queue: SyncSender<PathBuf>,
+}
+
+impl Remover {
+    /// Starts the threads, first with what an earlier server left in `trash`. The directory must exist.
+    pub(crate) fn start(trash: PathBuf) -> std::io::Result<Self> {
+        let left: Vec<PathBuf> = std::fs::read_dir(&trash)?.flatten().map(|entry| entry.path()).collect();
+        let (queue, receiver) = sync_channel(WAITING_MAX);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..THREADS {
+            let receiver = Arc::clone(&receiver);
+            std::thread::Builder::new().name("remover".to_owned()).spawn(move || remove_all(&receiver))?;
+        }
+        let remover = Self { trash, moved: AtomicU64::new(0), queue };
+        for path in left {
+            remover.enqueue(path);
+        }
+        Ok(remover)
+    }
+
+    /// Takes a directory out of sight, and has it removed. One that is not there is no error. May wait for the disk.
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), Errno> {
+        let number = self.moved.fetch_add(1, Ordering::Relaxed);
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|_| Errno::IO)?;
+        let aside = self.trash.join(format!("{number}-{:016x}", u64::from_le_bytes(random)));
+        match rustix::fs::rename(path, &aside) {
+            Err(Errno::NOENT) => return Ok(()),
+            result => result?,
+        }
+        self.enqueue(aside);
+        Ok(())
+    }
+
+    fn enqueue(&self, path: PathBuf) {
+        // It fails only when all threads are gone; then the next start finds it.
+        let _ = self.queue.send(path);
+    }
+}
+
+fn remove_all(queue: &Mutex<Receiver<PathBuf>>) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(path) = next else { return };
+        if let Err(error) = remove_tree(&path) {
+            tracing::warn!(path = %path.display(), %error, "a destroyed sandbox's files could not all be removed; the next start tries again");
+        }
+    }
+}
