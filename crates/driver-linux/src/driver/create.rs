@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use sandbank_driver::{CreateRequest, DriverError};
 use sandbank_model::{DriverHandle, SandboxId};
+use tokio::sync::oneshot;
 
 use super::live::Live;
 use super::{Shared, failed, io_errno};
@@ -22,12 +23,22 @@ const LAUNCHER_DEATHS_MAX: u32 = 3;
 const HOSTNAME_MAX: usize = 64;
 
 impl Shared {
-    /// As [`Shared::make`], and destroys what was begun when the caller stops waiting.
+    /// As [`Shared::make`], to the end even when the caller stops waiting: what the launcher was asked for cannot be taken back, so
+    /// what nobody waits for any more is destroyed when it is there.
     pub(super) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<DriverHandle, DriverError> {
-        let mut abandoned = Abandoned { shared: Arc::clone(self), id: request.id, done: false };
-        let result = self.make(request).await;
-        abandoned.done = true;
-        result
+        let (shared, id) = (Arc::clone(self), request.id);
+        let (sender, made) = oneshot::channel();
+        tokio::spawn(async move {
+            let result = shared.make(request).await;
+            if sender.send(result).is_err()
+                && let Err(error) = shared.destroy(id).await
+            {
+                tracing::warn!(sandbox = %id, %error, "an abandoned sandbox could not be destroyed");
+            }
+        });
+        made.await.unwrap_or_else(|_| {
+            Err(DriverError::Failed { step: "make the sandbox".to_owned(), detail: "the server is shutting down".to_owned() })
+        })
     }
 
     /// Makes a sandbox and waits for its agent. When the launcher dies meanwhile, it is tried again with the next one.
@@ -95,30 +106,6 @@ impl Shared {
             layers,
         };
         Ok(MakeOrder { seq: 0, manifest, root, hostname: hostname(request), cgroups: self.cgroups.orders(request.id, &limits) })
-    }
-}
-
-/// Destroys a sandbox whose creation was dropped half way.
-struct Abandoned {
-    shared: Arc<Shared>,
-    id: SandboxId,
-    done: bool,
-}
-
-impl Drop for Abandoned {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        let (shared, id) = (Arc::clone(&self.shared), self.id);
-        // Without a runtime the server is ending, and the next one's adoption destroys it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = shared.destroy(id).await {
-                    tracing::warn!(sandbox = %id, %error, "an abandoned sandbox could not be destroyed");
-                }
-            });
-        }
     }
 }
 

@@ -41,6 +41,8 @@ const METRICS_WAIT: Duration = Duration::from_secs(2);
 const FREEZE_WAIT: Duration = Duration::from_secs(5);
 /// How long the freezer is asked without pausing between.
 const FREEZE_SPIN: Duration = Duration::from_millis(2);
+/// How often the freezer is asked before it is let go for a moment.
+const FREEZE_TRIES_BETWEEN_THAWS: u32 = 50;
 /// Events that wait to be taken. A watcher waits when the queue is full; nothing is lost.
 const EVENTS_MAX: usize = 1024;
 /// Tries to connect to an agent whose queue of connections is full.
@@ -278,23 +280,31 @@ impl Shared {
         }
     }
 
+    /// Freezes all processes and waits until they stand still. A v1 freezer can miss processes that are just being made; being
+    /// asked again, or let go for a moment, it gets them.
     async fn freeze(&self, live: &Live) -> Result<(), DriverError> {
-        live.cgroups.set_frozen(true).map_err(|errno| failed("freeze the sandbox", errno))?;
+        let step = |errno| failed("freeze the sandbox", errno);
         let began = tokio::time::Instant::now();
-        while !live.cgroups.is_frozen().map_err(|errno| failed("freeze the sandbox", errno))? {
+        for attempt in 1u32.. {
+            live.cgroups.set_frozen(true).map_err(step)?;
+            if live.cgroups.is_frozen().map_err(step)? {
+                break;
+            }
             let waited = began.elapsed();
             if waited >= FREEZE_WAIT {
                 let _ = live.cgroups.set_frozen(false);
                 return Err(DriverError::TimedOut { what: "the freezer", waited_ms: millis(FREEZE_WAIT) });
             }
-            // An idle sandbox stands still within microseconds; a timer would take a millisecond.
             if waited < FREEZE_SPIN {
                 // The processes inside need a processor to stand still.
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
-            } else {
-                tokio::time::sleep(Duration::from_millis(1)).await
+                continue;
             }
+            if attempt % FREEZE_TRIES_BETWEEN_THAWS == 0 {
+                live.cgroups.set_frozen(false).map_err(step)?;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         live.set_frozen(true);
         Ok(())

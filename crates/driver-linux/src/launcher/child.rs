@@ -84,7 +84,7 @@ impl Child<'_> {
     }
 
     /// Until this process has written down that it exists it must not outlive the launcher: whoever takes over next could not
-    /// know of it. A change of credentials clears the signal (prctl(2)), long after that.
+    /// know of it. As the agent it does.
     fn die_with_launcher(&self) -> Step<()> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at("follow the launcher")?;
         let mut polled = [rustix::event::PollFd::from_borrowed_fd(self.launcher, rustix::event::PollFlags::IN)];
@@ -111,6 +111,7 @@ impl Child<'_> {
         if let Some((userns, _)) = self.userns {
             userns::enter_as_root(userns)?;
         }
+        rustix::process::set_parent_process_death_signal(None).at("let go of the launcher")?;
         rustix::process::setsid().at("begin a session")?;
         limit_resources(self.order.limits().disk_bytes).at("limit resources")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
