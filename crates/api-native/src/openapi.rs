@@ -1,11 +1,12 @@
 //! The API document: collected from the handlers, completed with what all of them share.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required, ResponseBuilder, SchemaFormat};
+use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, SchemaFormat};
 use utoipa::{Modify, OpenApi as _};
 
 use crate::routes::{admin, exec, files, images, keys, pools, ports, sandboxes, sockets, system, templates};
@@ -72,7 +73,7 @@ impl Modify for Shared {
             for (operation, writes) in operations {
                 if let Some(operation) = operation {
                     path_parameters(path, operation);
-                    error_answers(path, operation, writes);
+                    error_answers(&mut components.responses, path, operation, writes);
                 }
             }
         }
@@ -124,7 +125,7 @@ fn path_parameters(path: &str, operation: &mut Operation) {
 }
 
 /// Declares the errors that an operation can answer.
-fn error_answers(path: &str, operation: &mut Operation, writes: bool) {
+fn error_answers(errors: &mut BTreeMap<String, RefOr<Response>>, path: &str, operation: &mut Operation, writes: bool) {
     let mut answers = vec![(405, "This path takes other methods.")];
     let open = matches!(path, "/ping" | "/openapi.json" | "/health");
     if !open {
@@ -156,9 +157,13 @@ fn error_answers(path: &str, operation: &mut Operation, writes: bool) {
             (429, "No capacity, or the quota is used up. See Retry-After."),
         ]);
     }
-    let content = || ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
     for (status, description) in answers {
-        let response = ResponseBuilder::new().description(description).content("application/json", content()).build();
-        operation.responses.responses.entry(status.to_string()).or_insert(RefOr::T(response));
+        let name = format!("Error{status}");
+        // Once in the components and a reference in each operation: the document stays readable.
+        errors.entry(name.clone()).or_insert_with(|| {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+            ResponseBuilder::new().description(description).content("application/json", content).build().into()
+        });
+        operation.responses.responses.entry(status.to_string()).or_insert_with(|| RefOr::Ref(Ref::from_response_name(name)));
     }
 }
