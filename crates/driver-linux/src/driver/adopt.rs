@@ -69,7 +69,10 @@ impl Shared {
                     if let Some(range) = live.range {
                         self.ranges().adopt(*id, range);
                     }
-                    self.live().insert(*id, Arc::clone(live));
+                    if let Some(before) = self.live().insert(*id, Arc::clone(live)) {
+                        // Adopted a second time; one watcher is enough.
+                        before.stop_watching();
+                    }
                     self.watch(live);
                 }
                 Found::Alive(_) => adopted.orphans.push(*id),
