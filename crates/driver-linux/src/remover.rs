@@ -17,6 +17,10 @@ const THREADS: usize = 8;
 /// Directories that may wait to be removed. Beyond that, destroying waits, so that the disk does not fill with trash.
 const WAITING_MAX: usize = 512;
 
+/// Directories in the trash that share the load: the one that an emptied directory is removed from is locked meanwhile, and a
+/// rename into it would have to wait.
+const BUCKETS: u64 = 64;
+
 /// The trash and those who empty it. Dropped, the threads finish what waits.
 #[derive(Debug)]
 pub(crate) struct Remover {
@@ -28,7 +32,12 @@ pub(crate) struct Remover {
 impl Remover {
     /// Starts the threads, first with what an earlier server left in `trash`. The directory must exist.
     pub(crate) fn start(trash: PathBuf) -> std::io::Result<Self> {
-        let left: Vec<PathBuf> = std::fs::read_dir(&trash)?.flatten().map(|entry| entry.path()).collect();
+        let mut left = Vec::new();
+        for bucket in 0..BUCKETS {
+            let bucket = trash.join(format!("{bucket:02x}"));
+            std::fs::create_dir_all(&bucket)?;
+            left.extend(std::fs::read_dir(&bucket)?.flatten().map(|entry| entry.path()));
+        }
         let (queue, receiver) = sync_channel(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..THREADS {
@@ -47,7 +56,7 @@ impl Remover {
         let number = self.moved.fetch_add(1, Ordering::Relaxed);
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|_| Errno::IO)?;
-        let aside = self.trash.join(format!("{number}-{:016x}", u64::from_le_bytes(random)));
+        let aside = self.trash.join(format!("{:02x}/{number}-{:016x}", number % BUCKETS, u64::from_le_bytes(random)));
         match rustix::fs::rename(path, &aside) {
             Err(Errno::NOENT) => return Ok(()),
             result => result?,

@@ -141,8 +141,7 @@ impl Fixture {
 
     /// What is there, once what was destroyed before has been removed.
     pub async fn census(&self) -> Census {
-        let trash = self.data.path().join("trash");
-        wait_until("the trash is empty", || subdirectories(&trash).is_empty(), String::new).await;
+        wait_until("the trash is empty", || trash(self.data.path()).is_empty(), String::new).await;
         Census::take(self.data.path())
     }
 
@@ -173,8 +172,7 @@ impl Drop for Fixture {
             }
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        let trash = self.data.path().join("trash");
-        while (bases.iter().any(|base| base.is_dir()) || !subdirectories(&trash).is_empty()) && Instant::now() < deadline {
+        while (bases.iter().any(|base| base.is_dir()) || !trash(self.data.path()).is_empty()) && Instant::now() < deadline {
             for base in &bases {
                 for group in subdirectories(base) {
                     let _ = std::fs::remove_dir(group);
@@ -234,7 +232,7 @@ impl Census {
         Self {
             processes: instance.map(|instance| processes_of(&instance)).unwrap_or_default(),
             cgroups,
-            directories: ["sandboxes", "trash"].iter().flat_map(|part| subdirectories(&data.join(part))).collect(),
+            directories: subdirectories(&data.join("sandboxes")).into_iter().chain(trash(data)).collect(),
             mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(),
             descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
         }
@@ -256,6 +254,11 @@ fn processes_of(instance: &str) -> Vec<String> {
 
 fn cgroup_bases(data: &Path) -> Vec<PathBuf> {
     std::fs::read(data.join("cgroups.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// What was destroyed and is not yet removed.
+fn trash(data: &Path) -> Vec<PathBuf> {
+    subdirectories(&data.join("trash")).iter().flat_map(|bucket| subdirectories(bucket)).collect()
 }
 
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
