@@ -365,7 +365,7 @@ pub(crate) enum Pool {
     /// Make a pool that keeps sandboxes ready
     #[command(after_help = "Examples:\n  sandbank pool create web --image host --replicas 8\n  \
         sandbank pool create jobs --template trainer --replicas 2 --max 16 --timeout 1h")]
-    Create(PoolCreate),
+    Create(Box<PoolCreate>),
     /// List pools
     List,
     /// Show a pool
@@ -440,7 +440,7 @@ pub(crate) struct PoolScale {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Template {
     /// Make a template
-    Create(TemplateCreate),
+    Create(Box<TemplateCreate>),
     /// List templates
     List,
     /// Show a template

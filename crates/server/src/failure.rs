@@ -31,7 +31,7 @@ impl Failure {
     }
 
     /// The program was never at fault: `run` and `exec` could not do their part.
-    pub(crate) fn as_infrastructure(self) -> Self {
+    pub(crate) fn into_infrastructure(self) -> Self {
         let code = if self.code == Self::ERROR { Self::INFRASTRUCTURE } else { self.code };
         Self { code, ..self }
     }

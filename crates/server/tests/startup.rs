@@ -119,7 +119,7 @@ fn client_commands_say_what_is_missing() {
 
 #[test]
 fn help_is_there_for_every_command() {
-    let help = String::from(Ended::from(sandbank().arg("--help").output().unwrap()).ok());
+    let help = Ended::from(sandbank().arg("--help").output().unwrap()).ok();
     assert!(help.contains("sandbank up") && !help.contains("launcher"), "{help}");
     for command in ["serve", "up", "run", "exec", "cp", "pool create", "key create", "image import", "events", "doctor"] {
         let words = command.split(' ').chain(["--help"]);

@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(End::parse(&format!("{id}:")), inside(id, "."));
         assert_eq!(End::parse(&format!("local.{id}:x")), inside(&format!("local.{id}"), "x"));
         assert_eq!(End::parse("-"), End::Stdio);
-        for local in ["a:b", "./x", &format!("./{id}:x"), &format!("local{id}:x"), "äöü:x", &format!("{id}")] {
+        for local in ["a:b", "./x", &format!("./{id}:x"), &format!("local{id}:x"), "äöü:x", id] {
             assert_eq!(End::parse(local), End::Local(PathBuf::from(local)), "{local}");
         }
     }

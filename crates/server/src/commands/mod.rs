@@ -23,12 +23,12 @@ use crate::serve;
 pub(crate) fn run(cli: Cli) -> Result<u8> {
     let global = cli.global;
     match cli.command {
-        Command::Serve(options) => return serve::run(&global, options, None),
+        Command::Serve(options) => serve::run(&global, options, None),
         Command::Up(options) => {
             let after = serve::UpOptions { replicas: options.replicas, demo: options.demo };
-            return serve::run(&global, options.serve, Some(after));
+            serve::run(&global, options.serve, Some(after))
         }
-        Command::Doctor => return doctor::run(&global),
+        Command::Doctor => doctor::run(&global),
         command => client_command(&global, command),
     }
 }
@@ -42,8 +42,8 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
         let json = global.json;
         let find = || Client::find(global);
         match command {
-            Command::Run(options) => return run::run(&find().map_err(Failure::as_infrastructure)?, options).await,
-            Command::Exec(options) => return run::exec(&find().map_err(Failure::as_infrastructure)?, options).await,
+            Command::Run(options) => return run::run(&find().map_err(Failure::into_infrastructure)?, options).await,
+            Command::Exec(options) => return run::exec(&find().map_err(Failure::into_infrastructure)?, options).await,
             Command::Env(options) => env::run(global, &options, json),
             Command::Claim(options) => sandboxes::claim(&find()?, options, json).await,
             Command::Cp(options) => cp::run(&find()?, &options, json).await,

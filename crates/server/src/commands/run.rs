@@ -26,7 +26,7 @@ const INTERRUPTED: u8 = 130;
 /// `exec ID -- CMD`.
 pub(crate) async fn exec(client: &Client, options: cli::Exec) -> Result<u8> {
     let exec = program(options.command, &options.process, options.stdio)?;
-    exec::run(client, &options.id, &exec).await.map_err(Failure::as_infrastructure)
+    exec::run(client, &options.id, &exec).await.map_err(Failure::into_infrastructure)
 }
 
 /// `run POOL -- CMD`.
@@ -46,13 +46,13 @@ pub(crate) async fn run(client: &Client, options: cli::Run) -> Result<u8> {
     if own_lease {
         body["timeout"] = json!(LEASE);
     }
-    let id = claim(client, &body).await.map_err(Failure::as_infrastructure)?;
+    let id = claim(client, &body).await.map_err(Failure::into_infrastructure)?;
     let outcome = tokio::select! {
         outcome = exec::run(client, &id, &exec) => outcome,
         never = keep_alive(client, &id, own_lease) => never,
     };
     let released = release(client, &id).await;
-    let code = outcome.map_err(Failure::as_infrastructure)?;
+    let code = outcome.map_err(Failure::into_infrastructure)?;
     if let Err(error) = released {
         // The program's own code matters more than ours; the lease ends by itself.
         output::note(&format!("sandbank: sandbox {id} could not be given back ({error}); its lease ends by itself"));
