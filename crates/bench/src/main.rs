@@ -1,2 +1,174 @@
-//! skeleton
-fn main() {}
+//! The load generator and the micro-benchmarks.
+//!
+//! Every row drives a real `sandbank serve` over HTTP on loopback, and prints p50, p95, p99, max and n. The control rows (bare
+//! fork + wait, and `runc` and `crun` where installed) run in the same process right beside them, because these machines are
+//! noisy and only a comparison within one run says anything.
+
+mod client;
+mod control;
+mod host;
+mod report;
+mod rows;
+mod server;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use report::Report;
+use rows::Settings;
+
+/// What can go wrong in a benchmark; the message says in which step.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BenchError(String);
+
+impl BenchError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<std::io::Error> for BenchError {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, BenchError>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Row {
+    /// Every row below.
+    All,
+    /// Claims of warm sandboxes, Poisson arrivals, refill on.
+    Claim,
+    /// Create without a pool, until the agent has answered.
+    Create,
+    /// Claim and a first `true`.
+    ClaimExec,
+    /// `true` on a held sandbox.
+    Exec,
+    /// Pause and resume.
+    Pause,
+    /// Create and destroy, sustained, with a leak check.
+    Churn,
+    /// Many idle sandboxes: memory of each, and claims among them.
+    Idle,
+    /// Restart of the server under many sandboxes.
+    Restart,
+    /// File write and read through the API.
+    Files,
+}
+
+/// Measures Sandbank.
+#[derive(Debug, Parser)]
+#[command(name = "sandbank-bench")]
+struct Options {
+    /// Which rows.
+    #[arg(value_enum, default_values_t = [Row::All])]
+    rows: Vec<Row>,
+    /// Print one JSON document instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// The server binary. Default: `sandbank` beside this program, built first when cargo runs us.
+    #[arg(long)]
+    server: Option<PathBuf>,
+    /// Keep the data directory here instead of in a temporary one.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Seconds of the sustained rows.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Claims a second.
+    #[arg(long, default_value_t = 500.0)]
+    rate: f64,
+    /// Warm sandboxes before the claims begin.
+    #[arg(long, default_value_t = 2000)]
+    warm: u32,
+    /// Repetitions of the rows that go one after the other.
+    #[arg(long, default_value_t = 500)]
+    repeat: u32,
+    /// Idle sandboxes.
+    #[arg(long, default_value_t = 2000)]
+    idle: u32,
+    /// Sandboxes under the restart.
+    #[arg(long, default_value_t = 1000)]
+    restart: u32,
+    /// Without the rows of other runtimes.
+    #[arg(long)]
+    no_others: bool,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("sandbank-bench: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&options)) {
+        Ok(report) => {
+            report.print(options.json);
+            if report.all_done() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("sandbank-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<Report> {
+    let wanted = |row: Row| options.rows.contains(&Row::All) || options.rows.contains(&row);
+    let binary = server::find_binary(options.server.as_deref())?;
+    let settings = Settings {
+        binary,
+        data_dir: options.data_dir.clone(),
+        seconds: options.seconds,
+        rate: options.rate,
+        warm: options.warm,
+        repeat: options.repeat,
+        idle: options.idle,
+        restart: options.restart,
+    };
+    let mut report = Report::new();
+    control::fork_wait(&mut report, options.repeat);
+    control::spawn_true(&mut report, options.repeat);
+    if !options.no_others {
+        control::other_runtimes(&mut report, &settings);
+    }
+    if wanted(Row::Create) {
+        report.attempt("create without a pool", rows::create(&settings)).await;
+    }
+    if wanted(Row::ClaimExec) {
+        report.attempt("claim + first true", rows::claim_exec(&settings)).await;
+    }
+    if wanted(Row::Exec) {
+        report.attempt("exec true", rows::exec(&settings)).await;
+    }
+    if wanted(Row::Pause) {
+        report.attempt("pause and resume", rows::pause(&settings)).await;
+    }
+    if wanted(Row::Files) {
+        report.attempt("files", rows::files(&settings)).await;
+    }
+    if wanted(Row::Churn) {
+        report.attempt("create + destroy", rows::churn(&settings)).await;
+    }
+    if wanted(Row::Claim) {
+        report.attempt("claim", rows::claim(&settings)).await;
+    }
+    if wanted(Row::Idle) {
+        report.attempt("idle sandboxes", rows::idle(&settings)).await;
+    }
+    if wanted(Row::Restart) {
+        report.attempt("restart", rows::restart(&settings)).await;
+    }
+    // The control once more: a machine that got slower in between shows here.
+    control::fork_wait(&mut report, options.repeat);
+    Ok(report)
+}

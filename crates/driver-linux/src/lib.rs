@@ -4,6 +4,7 @@ pub mod caps;
 mod cgroup;
 mod channel;
 pub mod doctor;
+pub mod floor;
 mod driver;
 pub mod image;
 mod launch;

@@ -1,0 +1,129 @@
+//! The rows.
+
+mod churn;
+mod claim;
+mod files;
+mod idle;
+mod restart;
+mod single;
+
+pub(crate) use churn::churn;
+pub(crate) use claim::claim;
+pub(crate) use files::files;
+pub(crate) use idle::idle;
+pub(crate) use restart::restart;
+pub(crate) use single::{claim_exec, create, exec, pause};
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::server::Server;
+use crate::{BenchError, Result};
+
+/// What the rows are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) binary: PathBuf,
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) seconds: u64,
+    pub(crate) rate: f64,
+    pub(crate) warm: u32,
+    pub(crate) repeat: u32,
+    pub(crate) idle: u32,
+    pub(crate) restart: u32,
+}
+
+impl Settings {
+    pub(crate) async fn server(&self) -> Result<Server> {
+        Server::start(&self.binary, self.data_dir.as_deref()).await
+    }
+}
+
+const POOL: &str = "bench";
+
+/// Makes the pool `bench` of the `host` image that keeps `warm` ready, and waits until they are.
+pub(crate) async fn make_pool(client: &mut Client, warm: u32) -> Result<()> {
+    let body = json!({ "name": POOL, "image": "host", "replicas": warm, "replicaMode": "Warm", "memory": "128Mi" });
+    client.post("/v1/sandboxpools", &body, StatusCode::CREATED).await?;
+    wait_warm(client, warm).await
+}
+
+/// Waits until the pool has so many warm.
+pub(crate) async fn wait_warm(client: &mut Client, warm: u32) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60 + u64::from(warm) / 20);
+    loop {
+        let status = pool_status(client).await?;
+        if status >= u64::from(warm) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(BenchError::new(format!("the pool has {status} of {warm} warm sandboxes and does not go on")));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn pool_status(client: &mut Client) -> Result<u64> {
+    let pool = client.get(&format!("/v1/sandboxpools/{POOL}")).await?;
+    Ok(pool["template"]["status"]["idleReplicas"].as_u64().unwrap_or(0))
+}
+
+/// Claims a warm sandbox; refused when none is warm.
+pub(crate) async fn claim_one(client: &mut Client) -> Result<String> {
+    let body = json!({ "poolName": POOL, "whenEmpty": "refuse" });
+    id_of(&client.post("/v1/sandboxes", &body, StatusCode::CREATED).await?)
+}
+
+/// Makes a sandbox without a pool.
+pub(crate) async fn create_one(client: &mut Client) -> Result<String> {
+    let body = json!({ "image": "host", "memory": "128Mi" });
+    id_of(&client.post("/v1/sandboxes", &body, StatusCode::CREATED).await?)
+}
+
+/// Gives a sandbox back.
+pub(crate) async fn release(client: &mut Client, id: &str) -> Result<()> {
+    client.call(Method::DELETE, &format!("/v1/sandboxes/{id}"), None, StatusCode::ACCEPTED).await.map(drop)
+}
+
+/// Runs `true` in it and checks that it ended with 0.
+pub(crate) async fn exec_true(client: &mut Client, id: &str) -> Result<()> {
+    let body = json!({ "command": ["true"] });
+    let answer = client.post(&format!("/v1/sandboxes/{id}/exec"), &body, StatusCode::OK).await?;
+    if answer["exitCode"] == 0 { Ok(()) } else { Err(BenchError::new(format!("true ended with {answer}"))) }
+}
+
+/// Deletes the pool and waits until nothing of this server's is left on the machine.
+pub(crate) async fn drain(server: &Server, client: &mut Client) -> Result<()> {
+    let (_, _) = client.raw(Method::DELETE, &format!("/v1/sandboxpools/{POOL}"), http_body_util_empty()).await?;
+    wait_gone(server).await
+}
+
+/// Waits until the data directory holds no sandbox.
+pub(crate) async fn wait_gone(server: &Server) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(180);
+    let sandboxes = server.data_dir().join("sandboxes");
+    loop {
+        let left = std::fs::read_dir(&sandboxes).map_or(0, |entries| entries.flatten().count());
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(BenchError::new(format!("{left} sandboxes are still there after 180 s")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn http_body_util_empty() -> http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error> {
+    use http_body_util::BodyExt;
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed()
+}
+
+fn id_of(answer: &Value) -> Result<String> {
+    let id = answer["sandbox"]["sandboxId"].as_str();
+    id.map(str::to_owned).ok_or_else(|| BenchError::new(format!("no sandboxId in {answer}")))
+}
