@@ -8,13 +8,17 @@ use serde::Serialize;
 
 use crate::Result;
 
+/// Longer durations count as this one: ten minutes.
+const LONGEST_NANOS: u64 = 600_000_000_000;
+
 /// Durations of one operation, in nanoseconds.
 pub(crate) struct Samples(Histogram<u64>);
 
 impl Samples {
     pub(crate) fn new() -> Self {
-        // Auto-resizing with three digits: the constructor refuses only other digits than 0 to 5.
-        Self(Histogram::new(3).unwrap_or_else(|_| unreachable!("three significant digits are valid")))
+        // The constructor refuses only bounds out of order and digits other than 0 to 5.
+        let histogram = Histogram::new_with_bounds(1, LONGEST_NANOS, 3);
+        Self(histogram.unwrap_or_else(|_| unreachable!("constant bounds and three digits are valid")))
     }
 
     pub(crate) fn add(&mut self, duration: Duration) {

@@ -1,7 +1,9 @@
 //! The store: what was answered with success is remembered.
 //!
 //! [`Store`] speaks the domain's words. Every write of an object names the generation it read; the answer is updated, refused
-//! or missing. A method that returned `Ok` has its effect on disk: a `kill -9` right after it loses nothing.
+//! or missing. A method that returned `Ok` has its effect on disk: a `kill -9` right after it loses nothing. Four kinds of step
+//! that nobody is promised (a sandbox being made, being warm, being gone; activity) may be lost in a power cut, which ends the
+//! sandboxes too, and only together with everything after them.
 
 pub mod contract;
 mod sqlite;

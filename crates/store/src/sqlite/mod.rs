@@ -1,7 +1,7 @@
 //! The store in one SQLite file.
 //!
 //! One thread writes: it takes all commands that wait, executes them in one transaction, commits (write-ahead log,
-//! `synchronous = FULL`), and only then answers. What claims and authorised requests look at is kept in memory as well and
+//! `synchronous = FULL` as soon as one of them was promised to somebody), and only then answers. What claims and authorised requests look at is kept in memory as well and
 //! changes after the commit. Everything else is read by a few connections of their own.
 
 mod checkpoint;
@@ -30,7 +30,7 @@ use sandbank_model::{
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
 use checkpoint::Checkpointer;
 use memory::{Memory, SandboxRow};
-use queue::Queue;
+use queue::{Durability, Queue};
 use read::Readers;
 use schema::DatabaseLock;
 use unit::Unit;
@@ -70,6 +70,7 @@ impl SqliteStore {
             published: Arc::clone(&published),
             last_seq,
             checkpointer: Checkpointer::start(path)?,
+            durability: Durability::Synced,
             lock,
         };
         let thread = std::thread::Builder::new()
@@ -88,7 +89,16 @@ impl SqliteStore {
         F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
-        self.queue.submit(command).await
+        self.queue.submit(Durability::Synced, command).await
+    }
+
+    /// For steps that nobody was promised: see [`Durability::Written`].
+    async fn note<T, F>(&self, command: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.queue.submit(Durability::Written, command).await
     }
 
     fn live(&self, filter: &SandboxFilter) -> Vec<Arc<SandboxRow>> {
@@ -224,7 +234,7 @@ impl Store for SqliteStore {
     }
 
     async fn sandbox_insert(&self, sandbox: Sandbox, revision: u64, event: Event) -> Result<(), StoreError> {
-        self.write(move |unit| unit.sandbox_insert(sandbox, revision, event)).await
+        self.note(move |unit| unit.sandbox_insert(sandbox, revision, event)).await
     }
 
     async fn sandbox_get(&self, id: SandboxId) -> Result<Option<Sandbox>, StoreError> {
@@ -236,7 +246,9 @@ impl Store for SqliteStore {
     }
 
     async fn sandbox_update(&self, sandbox: Sandbox, expected: u64, event: Event) -> Result<Write<Sandbox>, StoreError> {
-        self.write(move |unit| unit.sandbox_update(sandbox, expected, event)).await
+        let promised = !matches!(sandbox.state, State::Ready | State::Terminated);
+        let update = move |unit: &mut Unit<'_>| unit.sandbox_update(sandbox, expected, event);
+        if promised { self.write(update).await } else { self.note(update).await }
     }
 
     async fn sandbox_claim(&self, request: ClaimRequest) -> Result<Option<Sandbox>, StoreError> {
@@ -274,11 +286,11 @@ impl Store for SqliteStore {
     }
 
     async fn sandbox_touch(&self, activity: Vec<(SandboxId, Timestamp)>) -> Result<(), StoreError> {
-        self.write(move |unit| unit.sandbox_touch(activity)).await
+        self.note(move |unit| unit.sandbox_touch(activity)).await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        self.write(move |unit| unit.prune(before, limit)).await
+        self.note(move |unit| unit.prune(before, limit)).await
     }
 
     async fn event_append(&self, event: Event) -> Result<EventSeq, StoreError> {

@@ -11,9 +11,25 @@ use crate::StoreError;
 
 /// Commands that may wait. Callers beyond that wait to be let in.
 const WAITING_MAX: usize = 1024;
+/// Steps that nobody was promised that one transaction takes at most: a claim that comes meanwhile waits no longer than that.
+const NOTES_AT_ONCE: usize = 8;
+/// Transactions of promised commands after which waiting notes get their turn all the same.
+const TURNS_BEFORE_NOTES: u32 = 4;
+
+/// What a commit promises its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// On disk before the answer: survives a power cut.
+    Synced,
+    /// Written before the answer: survives the end of the process however it comes, and a power cut once any later synced
+    /// commit is answered. For steps that nobody was promised and that recovery finds out by itself.
+    Written,
+}
 
 /// A command and its caller.
 pub(super) trait Job: Send {
+    /// What its commit must promise.
+    fn durability(&self) -> Durability;
     /// Whether nobody waits for it any more: it need not be begun.
     fn abandoned(&self) -> bool;
     /// Executes it; false when it failed and its writes must be taken back.
@@ -23,6 +39,7 @@ pub(super) trait Job: Send {
 }
 
 struct Task<F, T> {
+    durability: Durability,
     command: Option<F>,
     outcome: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
@@ -35,6 +52,10 @@ where
     F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send,
     T: Send,
 {
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
     fn abandoned(&self) -> bool {
         self.reply.is_closed()
     }
@@ -60,9 +81,37 @@ where
 
 #[derive(Default)]
 struct Waiting {
-    jobs: VecDeque<Box<dyn Job>>,
+    /// Commands that somebody was promised: claims first of all.
+    promised: VecDeque<Box<dyn Job>>,
+    /// The others.
+    notes: VecDeque<Box<dyn Job>>,
+    /// Transactions that notes have waited for.
+    passed_over: u32,
     closed: bool,
     writer_sleeps: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.promised.is_empty() && self.notes.is_empty()
+    }
+
+    /// The next transaction's commands; `None` when nothing waits.
+    fn take(&mut self) -> Option<VecDeque<Box<dyn Job>>> {
+        if self.is_empty() {
+            return None;
+        }
+        let notes_turn = self.promised.is_empty() || self.passed_over >= TURNS_BEFORE_NOTES;
+        let mut jobs = std::mem::take(&mut self.promised);
+        if notes_turn {
+            let many = self.notes.len().min(NOTES_AT_ONCE);
+            jobs.extend(self.notes.drain(..many));
+            self.passed_over = 0;
+        } else if !self.notes.is_empty() {
+            self.passed_over += 1;
+        }
+        Some(jobs)
+    }
 }
 
 /// What the writer finds when it looks.
@@ -91,20 +140,23 @@ impl Queue {
     }
 
     /// Hands a command to the writer and waits for its answer.
-    pub(super) async fn submit<T, F>(&self, command: F) -> Result<T, StoreError>
+    pub(super) async fn submit<T, F>(&self, durability: Durability, command: F) -> Result<T, StoreError>
     where
         F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
         let permit = Arc::clone(&self.room).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let task = Task { command: Some(command), outcome: None, reply, _permit: permit };
+        let task = Task { durability, command: Some(command), outcome: None, reply, _permit: permit };
         let wake = {
             let mut waiting = self.lock();
             if waiting.closed {
                 return Err(StoreError::Closed);
             }
-            waiting.jobs.push_back(Box::new(task));
+            match durability {
+                Durability::Synced => waiting.promised.push_back(Box::new(task)),
+                Durability::Written => waiting.notes.push_back(Box::new(task)),
+            }
             std::mem::take(&mut waiting.writer_sleeps)
         };
         if wake {
@@ -113,12 +165,12 @@ impl Queue {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Everything that waits now; sleeps at most `patience` (`None`: as long as it takes) when that is nothing.
+    /// What waits now, promised commands first; sleeps at most `patience` (`None`: as long as it takes) when that is nothing.
     pub(super) fn next(&self, patience: Option<Duration>) -> Next {
         let mut waiting = self.lock();
         loop {
-            if !waiting.jobs.is_empty() {
-                return Next::Jobs(std::mem::take(&mut waiting.jobs));
+            if let Some(jobs) = waiting.take() {
+                return Next::Jobs(jobs);
             }
             if waiting.closed {
                 return Next::Closed;
@@ -129,7 +181,7 @@ impl Queue {
                 Some(patience) => {
                     let (back, wait) = self.came.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
                     waiting = back;
-                    if wait.timed_out() && waiting.jobs.is_empty() && !waiting.closed {
+                    if wait.timed_out() && waiting.is_empty() && !waiting.closed {
                         waiting.writer_sleeps = false;
                         return Next::Idle;
                     }

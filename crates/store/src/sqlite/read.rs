@@ -219,17 +219,17 @@ pub(super) fn events(conn: &Connection, filter: &EventFilter, limit: u32) -> Res
         conditions.push("seq > ?");
         values.push(Value::Integer(int(after.0)));
     }
-    // The narrowest condition leads to its index; the unary plus keeps SQLite from taking a wider one.
+    // Only a sandbox's events have an index; the others are found by walking the log from the asked end.
     if let Some(sandbox) = sandbox {
         conditions.push("sandbox = ?");
         values.push(Value::Blob(sandbox.uuid().as_bytes().to_vec()));
     }
     if let Some(pool) = pool {
-        conditions.push(if sandbox.is_some() { "+pool = ?" } else { "pool = ?" });
+        conditions.push("pool = ?");
         values.push(Value::Blob(pool.uuid().as_bytes().to_vec()));
     }
     if let Some(tenant) = tenant {
-        conditions.push(if sandbox.is_some() || pool.is_some() { "+tenant = ?" } else { "tenant = ?" });
+        conditions.push("tenant = ?");
         values.push(Value::Blob(tenant.uuid().as_bytes().to_vec()));
     }
     let order = if *newest_first { "DESC" } else { "ASC" };

@@ -134,7 +134,7 @@ impl Unit<'_> {
         let before = int(before.as_millis());
         let ended: Vec<(i64, String)> = self
             .conn
-            .prepare_cached("SELECT rowid, record FROM sandbox WHERE live = 0 AND ended_at < ?1 ORDER BY ended_at LIMIT ?2")
+            .prepare_cached("SELECT rowid, record FROM sandbox WHERE live = 0 AND sorted_at < ?1 AND ended_at < ?1 ORDER BY sorted_at LIMIT ?2")
             .and_then(|mut select| select.query_map(params![before, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
             .doing(DOING)?;
         for (rowid, record) in &ended {

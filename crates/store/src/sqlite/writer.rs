@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::checkpoint::{Checkpointer, checkpoint};
 use super::error::Doing;
 use super::memory::Memory;
-use super::queue::{Job, Next, Queue};
+use super::queue::{Durability, Job, Next, Queue};
 use super::schema::DatabaseLock;
 use super::unit::{Change, Unit};
 use crate::StoreError;
@@ -30,6 +30,8 @@ pub(super) struct Writer {
     pub(super) published: Arc<RwLock<Memory>>,
     pub(super) last_seq: u64,
     pub(super) checkpointer: Checkpointer,
+    /// What the connection's next commit promises.
+    pub(super) durability: Durability,
     /// Held as long as this writer lives.
     pub(super) lock: DatabaseLock,
 }
@@ -90,7 +92,24 @@ impl Writer {
         }
     }
 
+    /// Makes the next commit wait for the disk, or not: in a write-ahead log `NORMAL` leaves out nothing but that wait, and the
+    /// next `FULL` commit's wait covers what was written before.
+    fn promise(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if self.durability != durability {
+            let pragma = match durability {
+                Durability::Synced => "PRAGMA synchronous = FULL",
+                Durability::Written => "PRAGMA synchronous = NORMAL",
+            };
+            // Not a cached statement: this pragma acts when it is prepared, not when it runs.
+            self.conn.execute_batch(pragma).doing("setting what a commit promises")?;
+            self.durability = durability;
+        }
+        Ok(())
+    }
+
     fn execute(&mut self, jobs: &mut VecDeque<Box<dyn Job>>) -> Result<Vec<Change>, StoreError> {
+        let promised = jobs.iter().any(|job| job.durability() == Durability::Synced);
+        self.promise(if promised { Durability::Synced } else { Durability::Written })?;
         let mut unit = Unit::new(&self.conn, &mut self.memory, &mut self.last_seq);
         let done = run_all(&mut unit, jobs);
         match done {
