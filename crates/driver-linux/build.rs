@@ -45,7 +45,9 @@ fn build(root: &Path) -> Result<PathBuf, Box<dyn Error>> {
     }
     // Clippy and its like set this to a driver that compiles nothing.
     cargo.env("RUSTC", env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // At a fixed address: a position-independent program would rewrite its own pointers at every start, which costs each
+    // sandbox a tenth of a millisecond and 100 KiB of memory of its own.
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
     // `--target` keeps build scripts and procedural macros dynamic, which they must be.
     cargo.args(["build", "--locked", "--package", "sandbank-agent", "--profile", "agent", "--target", &target]);
     cargo.arg("--target-dir").arg(&target_dir);

@@ -22,7 +22,7 @@ use crate::types::{Clock, Entropy, Settings};
 use crate::{Error, ErrorKind, Result};
 
 /// Sandboxes that are destroyed at the same time.
-const DESTROY_CONCURRENCY: usize = 32;
+const DESTROY_CONCURRENCY: usize = 8;
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]

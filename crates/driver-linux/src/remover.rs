@@ -14,6 +14,8 @@ use crate::image::remove_tree;
 
 /// Threads that remove. They sleep when there is nothing to do.
 const THREADS: usize = 8;
+/// Nice value of those threads.
+const REMOVER_NICE: i32 = 10;
 /// Directories that may wait to be removed. Beyond that, destroying waits, so that the disk does not fill with trash.
 const WAITING_MAX: usize = 512;
 
@@ -72,6 +74,8 @@ impl Remover {
 }
 
 fn remove_all(queue: &Mutex<Receiver<PathBuf>>) {
+    // Of this thread alone: cleaning up gives way to serving.
+    let _ = rustix::process::setpriority_process(None, REMOVER_NICE);
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(path) = next else { return };

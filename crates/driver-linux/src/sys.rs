@@ -102,9 +102,21 @@ struct MountAttr {
 }
 
 /// Makes a detached mount show its files' owners through the mapping of `userns`.
-pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
     const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
-    let attr = MountAttr { attr_set: MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns.as_raw_fd() as u64 };
+    let set = if read_only { MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY } else { MOUNT_ATTR_IDMAP };
+    set_mount_attributes(mount, set, userns.as_raw_fd() as u64)
+}
+
+/// Makes a detached mount read-only.
+pub(crate) fn read_only_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_mount_attributes(mount, MOUNT_ATTR_RDONLY, 0)
+}
+
+const MOUNT_ATTR_RDONLY: u64 = 1;
+
+fn set_mount_attributes(mount: BorrowedFd<'_>, attr_set: u64, userns_fd: u64) -> Result<(), Errno> {
+    let attr = MountAttr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     // SAFETY: the path is a static empty C string, `attr` is a mount_attr of the size given and lives through the call.
     check(unsafe {
         libc::syscall(

@@ -64,6 +64,8 @@ pub(crate) struct ConfigFile {
     pub(crate) default_quota: DefaultQuota,
     /// Bounds of the server itself.
     pub(crate) limits: Limits,
+    /// The driver of Linux sandboxes.
+    pub(crate) linux: Linux,
     /// Logging.
     pub(crate) log: Log,
 }
@@ -127,6 +129,20 @@ impl Default for Limits {
     }
 }
 
+/// The driver of Linux sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Linux {
+    /// Rest between two looks at how much every sandbox has written, such as `10s`.
+    pub(crate) disk_watch_period: String,
+}
+
+impl Default for Linux {
+    fn default() -> Self {
+        Self { disk_watch_period: "10s".to_owned() }
+    }
+}
+
 /// Logging.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -181,6 +197,8 @@ pub(crate) struct Config {
     pub(crate) cluster: Cluster,
     /// Open client connections.
     pub(crate) connections_max: usize,
+    /// Rest between two looks at how much every sandbox has written.
+    pub(crate) disk_watch_period: Duration,
     /// Logging.
     pub(crate) log: Log,
     /// What `control` wants to know.
@@ -209,6 +227,7 @@ impl Config {
             public_url: file.public_url.as_deref().map(check_public_url).transpose()?,
             cluster: file.cluster,
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,
+            disk_watch_period: duration("linux.disk_watch_period", &file.linux.disk_watch_period)?,
             log: file.log,
             settings,
         })
@@ -327,7 +346,7 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
         image_aliases,
         default_driver: "linux".to_owned(),
         startup_timeout: duration("limits.startup_timeout", &file.limits.startup_timeout)?,
-        create_concurrency: positive("limits.create_concurrency", file.limits.create_concurrency.unwrap_or(cores * 2))?,
+        create_concurrency: positive("limits.create_concurrency", file.limits.create_concurrency.unwrap_or(cores))?,
         waiting_claims_max: positive("limits.waiting_claims_max", file.limits.waiting_claims_max)?,
         retention: duration("limits.retention", &file.limits.retention)?,
         exec_output_max: positive("limits.exec_output_bytes_max", file.limits.exec_output_bytes_max)?,
@@ -402,6 +421,7 @@ mod tests {
         refused("[limits]\nretention = \"-1h\"", "limits.retention");
         refused("[limits]\nstartup_timeout = \"soon\"", "limits.startup_timeout");
         refused("[limits]\nwaiting_claims_max = 0", "limits.waiting_claims_max");
+        refused("[linux]\ndisk_watch_period = \"0s\"", "linux.disk_watch_period");
         refused("public_url = \"sandbank.example\"", "public_url");
         refused("[cluster]\nid = \"A B\"", "cluster.id");
         refused("[image_aliases]\n\"../x\" = \"host\"", "image_aliases");

@@ -109,7 +109,7 @@ pub(super) fn id_mapped_mount(scratch: &Scratch) -> io::Result<()> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, &*path, flags)?;
         let namespace = mapped_user_namespace()?;
-        sys::idmap_mount(tree.as_fd(), namespace.as_fd())
+        sys::idmap_mount(tree.as_fd(), namespace.as_fd(), false)
     })
     .map_err(Into::into)
 }

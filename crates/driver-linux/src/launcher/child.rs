@@ -108,6 +108,9 @@ impl Child<'_> {
     }
 
     fn become_agent(&self) -> Step<StepError> {
+        // The launcher gives way to the server; programs inside run as they would anywhere. Fails without root, where the
+        // launcher did not lower it.
+        let _ = rustix::process::setpriority_process(None, 0);
         if let Some((userns, _)) = self.userns {
             userns::enter_as_root(userns)?;
         }

@@ -30,6 +30,8 @@ static AGENT: &[u8] = include_bytes!(env!("SANDBANK_AGENT"));
 const AGENT_BACKLOG: i32 = 1024;
 /// The lowest number that the launcher's own descriptors have: out of the way of those that the agent gets.
 const OWN_FDS_FROM: i32 = 16;
+/// Nice value of the launcher; see [`may_raise_priority`].
+const LAUNCHER_NICE: i32 = 10;
 const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
 
 /// Runs the launcher on the descriptors that [`crate::LinuxDriver`] left open for it. Never returns.
@@ -45,6 +47,12 @@ pub fn launcher_main() -> ! {
         }
     };
     std::process::exit(code)
+}
+
+/// Making sandboxes gives way to serving those that are there: a refill must not slow the claims that made it necessary. Only
+/// where the sandboxes' own processes can be given back their priority.
+fn may_raise_priority() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 struct Launcher {
@@ -66,6 +74,9 @@ impl Launcher {
         sys::ignore_signals(&[libc::SIGCHLD, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE]);
         let _ = rustix::process::setsid();
         rustix::process::umask(Mode::from_raw_mode(0o077));
+        if may_raise_priority() {
+            let _ = rustix::process::setpriority_process(None, LAUNCHER_NICE);
+        }
         let own = rustix::process::getpid();
         let own_pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).at("open its own pidfd")?;
         let agent = sealed_agent().at("seal the agent's program")?;

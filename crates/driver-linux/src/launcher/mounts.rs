@@ -141,7 +141,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 fn clone_tree(dir: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(dir, "", flags)?;
-    sys::idmap_mount(tree.as_fd(), userns)?;
+    sys::idmap_mount(tree.as_fd(), userns, false)?;
     Ok(tree)
 }
 
@@ -151,10 +151,13 @@ fn layer(sandbox: BorrowedFd<'_>, path: &Path, ids: &Ids<'_>) -> Step<OwnedFd> {
     let Ids::Range { userns, .. } = ids else { return open_dir(path).at("open an image layer") };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, path, flags).at("open an image layer")?;
-    match sys::idmap_mount(tree.as_fd(), *userns) {
-        Ok(()) | Err(Errno::INVAL) => attach(sandbox, tree),
-        Err(errno) => Err(errno).at("map an image layer"),
+    // Read-only by itself too: whoever found a way around the overlay would still write neither to a layer nor to the host.
+    match sys::idmap_mount(tree.as_fd(), *userns, true) {
+        Ok(()) => {}
+        Err(Errno::INVAL) => sys::read_only_mount(tree.as_fd()).at("make an image layer read-only")?,
+        Err(errno) => return Err(errno).at("map an image layer"),
     }
+    attach(sandbox, tree)
 }
 
 /// Attaches a detached mount somewhere: before Linux 6.15 overlayfs takes no layers from detached ones. They are stacked on the
@@ -264,13 +267,16 @@ fn mask() -> Result<(), Errno> {
             Err(errno) => return Err(errno),
         }
     }
+    // Removed while it is mounted: an empty directory in which nothing can ever be made, for the price of a bind mount.
+    const EMPTY: &str = "dev/masked";
+    rustix::fs::mkdir(EMPTY, Mode::from_raw_mode(0o555))?;
     for dir in MASKED_DIRS {
-        match mount("tmpfs", dir, NOSUID_NODEV_NOEXEC | MountFlags::RDONLY, "size=0,nr_inodes=1,mode=555") {
+        match rustix::mount::mount_bind(EMPTY, dir) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    rustix::fs::rmdir(EMPTY)
 }
 
 /// Makes the working directory the root and lets go of the host's.
