@@ -17,6 +17,7 @@ mod commit;
 mod copy;
 mod error;
 mod file;
+mod flush;
 mod host;
 mod import;
 mod members;

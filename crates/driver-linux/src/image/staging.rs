@@ -8,6 +8,7 @@ use sandbank_driver::DriverError;
 use sandbank_model::Layer;
 
 use super::error::failed;
+use super::flush::flush;
 use super::{ImageStore, LAYER_FORMAT, LayerNote, remove_tree};
 use crate::manifest;
 
@@ -76,8 +77,7 @@ impl Staging {
         let note = serde_json::to_vec(&note).map_err(|error| DriverError::Failed { step: step(), detail: error.to_string() })?;
         std::fs::write(self.path.join("layer.json"), note).map_err(failed(step))?;
         if lasting == Lasting::OnDisk {
-            // One flush of the file system instead of one a file: layers have tens of thousands of files.
-            rustix::fs::syncfs(open_dir(&self.path)?).map_err(failed(step))?;
+            flush(open_dir(&self.path)?).map_err(failed(step))?;
         }
         let target = store.layer_dir(id);
         match std::fs::rename(&self.path, &target) {
