@@ -3,10 +3,13 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandbank_driver::{Driver, DriverError, DriverEvent};
+use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
 use support::{Fixture, can_run, event_of, fresh_id, host_pid, wait_until};
 
 const MIB: u64 = 1024 * 1024;
@@ -149,6 +152,34 @@ async fn a_process_that_eats_memory_is_killed_alone_and_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_writes_more_than_the_limit_is_told_of_once() {
+    if !can_run() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let config = LinuxConfig { disk_watch_period: Duration::from_millis(50), ..support::config(data.path()) };
+    let fixture = Fixture { driver: Some(LinuxDriver::start(config).await.unwrap()), data };
+    let mut events = fixture.driver().events().unwrap();
+    let modest = fixture.create_with(|spec| spec.resources.disk_bytes = 64 * MIB).await.unwrap();
+    let greedy = fixture.create_with(|spec| spec.resources.disk_bytes = 8 * MIB).await.unwrap();
+    // Reserved blocks count, and take hardly any processor time. No file alone can be larger than the limit.
+    let script = "fallocate -l 6M /root/one && fallocate -l 6M /usr/other";
+    for sandbox in [&modest, &greedy] {
+        let output = fixture.shell(sandbox, script).await;
+        assert_eq!(output.code(), Some(0), "{output:?}");
+    }
+    let too_large = fixture.shell(&greedy, "fallocate -l 9M /root/too-large").await;
+    assert!(too_large.stderr.contains("File size limit exceeded"), "{too_large:?}");
+    let told = event_of(&mut events, greedy.id).await;
+    assert!(matches!(told, DriverEvent::DiskLimit { used_bytes: 12_582_912.., limit_bytes: 8_388_608, .. }), "{told:?}");
+    // Only one of them has an event, and that one has only one: the next ones are of the ends that follow.
+    kill(host_pid(fixture.data.path(), modest.id));
+    assert!(matches!(event_of(&mut events, modest.id).await, DriverEvent::Ended { .. }));
+    kill(host_pid(fixture.data.path(), greedy.id));
+    assert!(matches!(event_of(&mut events, greedy.id).await, DriverEvent::Ended { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fork_bomb_hits_the_limit_of_processes_and_the_agent_still_answers() {
     if !can_run() {
         return;
@@ -201,13 +232,49 @@ async fn a_creation_that_nobody_waits_for_any_more_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_at_its_start_fails_the_creation_and_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    const ROUNDS: usize = 20;
+    let fixture = Fixture::new().await;
+    let before = fixture.census().await;
+    let (stop, data) = (Arc::new(AtomicBool::new(false)), fixture.data.path().to_owned());
+    let stopped = Arc::clone(&stop);
+    let killer = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            for pid in support::pids_inside(&data) {
+                // It may be gone already.
+                let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL);
+            }
+        }
+    });
+    let mut refused = 0;
+    for _ in 0..ROUNDS {
+        match fixture.create_with(|_| {}).await {
+            // It was killed only after it had answered.
+            Ok(sandbox) => fixture.driver().destroy(sandbox.id).await.unwrap(),
+            Err(error) => {
+                assert!(!matches!(error, DriverError::Invalid { .. } | DriverError::TimedOut { .. }), "{error:?}");
+                refused += 1;
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    killer.join().unwrap();
+    assert!(refused > 0, "no agent was killed in time");
+    fixture.expect_back_to(&before).await;
+    fixture.create().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_hangs_is_destroyed_and_said_to_have_hung() {
     if !can_run() {
         return;
     }
     let data = tempfile::tempdir().unwrap();
-    let config = sandbank_driver_linux::LinuxConfig { agent_wait: Duration::ZERO, ..support::config(data.path()) };
-    let fixture = Fixture { driver: Some(sandbank_driver_linux::LinuxDriver::start(config).await.unwrap()), data };
+    let config = LinuxConfig { agent_wait: Duration::ZERO, ..support::config(data.path()) };
+    let fixture = Fixture { driver: Some(LinuxDriver::start(config).await.unwrap()), data };
     let before = fixture.census().await;
     let refused = fixture.create_with(|_| {}).await.err().unwrap();
     assert!(matches!(refused, DriverError::TimedOut { what: "the agent", .. }), "{refused:?}");

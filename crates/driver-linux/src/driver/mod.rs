@@ -35,6 +35,8 @@ use live::Live;
 
 /// Longest wait for the agent's first answer.
 const AGENT_WAIT: Duration = Duration::from_secs(5);
+/// Rest between two looks at how much every sandbox has written, where the configuration says nothing else.
+const DISK_WATCH_PERIOD: Duration = Duration::from_secs(10);
 /// Longest wait for an agent's counters.
 const METRICS_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait until all processes of a sandbox stand still.
@@ -57,6 +59,8 @@ pub struct LinuxConfig {
     pub launcher_command: Vec<OsString>,
     /// Longest wait for a new sandbox's agent to answer.
     pub agent_wait: Duration,
+    /// Rest between two looks at how much every sandbox has written.
+    pub disk_watch_period: Duration,
 }
 
 impl LinuxConfig {
@@ -67,6 +71,7 @@ impl LinuxConfig {
             data_dir: data_dir.into(),
             launcher_command: vec!["/proc/self/exe".into(), "launcher".into()],
             agent_wait: AGENT_WAIT,
+            disk_watch_period: DISK_WATCH_PERIOD,
         }
     }
 }

@@ -13,18 +13,15 @@ use super::live::Live;
 
 /// How often every sandbox's out-of-memory counter is read.
 const OOM_PERIOD: Duration = Duration::from_secs(2);
-/// Rest between two rounds over all sandboxes' disks.
-const DISK_PERIOD: Duration = Duration::from_secs(10);
 /// A walk over a sandbox's files stops after this long, to be fair to the others.
 const DISK_WALK_MAX: Duration = Duration::from_secs(2);
-/// CPU time since the last walk below which a sandbox has hardly written anything worth a walk, microseconds.
-const DISK_IDLE_CPU_US: u64 = 20_000;
 /// Deepest directory that a walk enters.
 const DISK_DEPTH_MAX: usize = 256;
 
 /// Starts the periodic watchers. They end with the driver.
 pub(super) fn start(shared: &Arc<Shared>) -> Vec<tokio::task::JoinHandle<()>> {
-    vec![tokio::spawn(watch_memory(Arc::downgrade(shared))), tokio::spawn(watch_disks(Arc::downgrade(shared)))]
+    let disks = watch_disks(Arc::downgrade(shared), shared.config.disk_watch_period);
+    vec![tokio::spawn(watch_memory(Arc::downgrade(shared))), tokio::spawn(disks)]
 }
 
 impl Shared {
@@ -64,17 +61,18 @@ async fn watch_memory(shared: Weak<Shared>) {
     }
 }
 
-async fn watch_disks(shared: Weak<Shared>) {
+async fn watch_disks(shared: Weak<Shared>, period: Duration) {
     let mut cpu_at_walk = std::collections::HashMap::new();
     loop {
-        tokio::time::sleep(DISK_PERIOD).await;
+        tokio::time::sleep(period).await;
         let Some(shared) = shared.upgrade() else { return };
         let all = shared.all_live();
         cpu_at_walk.retain(|id, _| all.iter().any(|live| live.id == *id));
         for live in all {
             let cpu = live.cgroups.cpu_used_us();
-            let idle = cpu_at_walk.get(&live.id).is_some_and(|then| cpu.saturating_sub(*then) < DISK_IDLE_CPU_US);
-            if live.is_frozen() || (idle && cpu > 0) {
+            // What has not run has not written. A little is enough: reserving a disk's worth of blocks takes no time.
+            let idle = cpu > 0 && cpu_at_walk.get(&live.id) == Some(&cpu);
+            if live.is_frozen() || idle {
                 continue;
             }
             cpu_at_walk.insert(live.id, cpu);

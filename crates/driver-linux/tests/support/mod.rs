@@ -252,6 +252,13 @@ fn processes_of(instance: &str) -> Vec<String> {
     found
 }
 
+/// Processes in the sandboxes of one data directory, as the host numbers them.
+pub fn pids_inside(data: &Path) -> Vec<u32> {
+    let groups = cgroup_bases(data).into_iter().flat_map(|base| subdirectories(&base));
+    let lists = groups.map(|group| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default());
+    lists.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
 fn cgroup_bases(data: &Path) -> Vec<PathBuf> {
     std::fs::read(data.join("cgroups.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

@@ -36,7 +36,8 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) 
     let metrics = telemetry::metrics()?;
     let database = data_dir.path().join("sandbank.db");
     let store: Arc<dyn Store> = Arc::new(open_store(database).await?);
-    let driver = LinuxDriver::start(LinuxConfig::new(data_dir.path())).await.map_err(|error| {
+    let linux = LinuxConfig { disk_watch_period: config.disk_watch_period, ..LinuxConfig::new(data_dir.path()) };
+    let driver = LinuxDriver::start(linux).await.map_err(|error| {
         Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
