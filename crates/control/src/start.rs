@@ -10,11 +10,11 @@ use sandbank_model::{Actor, EventKind, FailureReason, SandboxId, State};
 use sandbank_store::SandboxFilter;
 use tokio::sync::mpsc;
 
-use crate::Result;
 use crate::auth::ADMIN_TENANT;
 use crate::background::Background;
 use crate::control::{Control, Inner};
 use crate::lifecycle::event_of;
+use crate::{ErrorKind, Result};
 
 /// How often the store hears of activity.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
@@ -23,6 +23,8 @@ const SAFETY_NET: Duration = Duration::from_secs(60);
 /// How often old records are removed, and how many in one commit.
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
 const PRUNE_BATCH: u32 = 1000;
+/// Rest before something that happened to a sandbox is recorded again.
+const EVENT_RETRY: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Starts reconcilers, timers and driver-event handling. Needs a tokio runtime.
@@ -151,14 +153,19 @@ impl Inner {
                 event = events.recv() => event,
             };
             let Some(event) = event else { return };
-            if let Err(error) = self.heed(event).await {
+            // The driver tells once. What cannot be recorded now (the disk is full, perhaps because of this very sandbox) is
+            // tried until it can be; the others wait in the driver's queue meanwhile.
+            while let Err(error) = self.heed(&event).await {
                 tracing::warn!(driver = driver.name(), error = %error, "an event of the driver could not be acted on");
+                if error.kind != ErrorKind::Unavailable || !self.tasks.sleep(EVENT_RETRY).await {
+                    break;
+                }
             }
         }
     }
 
-    async fn heed(self: &Arc<Self>, event: DriverEvent) -> Result<()> {
-        let (id, reason, message) = match event {
+    async fn heed(self: &Arc<Self>, event: &DriverEvent) -> Result<()> {
+        let (id, reason, message) = match event.clone() {
             DriverEvent::Ended { id, out_of_memory: true, detail } => (id, FailureReason::OutOfMemory, detail),
             DriverEvent::Ended { id, out_of_memory: false, detail } => (id, FailureReason::AgentDied, detail),
             DriverEvent::DiskLimit { id, used_bytes, limit_bytes } => {

@@ -1,7 +1,7 @@
 //! A store whose disk can be full: writes are refused, reads go on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use sandbank_model::*;
@@ -15,11 +15,17 @@ type Answer<T> = Result<T, StoreError>;
 pub struct DiskOf {
     pub store: Arc<SqliteStore>,
     pub full: Arc<AtomicBool>,
+    /// Writes that found it full.
+    pub refused: Arc<AtomicU64>,
 }
 
 impl DiskOf {
     fn space(&self) -> Answer<()> {
-        if self.full.load(Ordering::SeqCst) { Err(StoreError::DiskFull) } else { Ok(()) }
+        if !self.full.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        Err(StoreError::DiskFull)
     }
 }
 

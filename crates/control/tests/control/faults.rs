@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sandbank_control::{CreateSandbox, ErrorKind, LeaseRequest};
-use sandbank_driver::Method;
-use sandbank_model::{State, Timeout};
+use sandbank_driver::{DriverEvent, Method};
+use sandbank_model::{FailureReason, State, Timeout};
 
 use crate::support::{World, create, eventually, exec};
 
@@ -54,6 +54,22 @@ async fn a_sandbox_whose_record_cannot_be_finished_is_destroyed_and_recorded_whe
     eventually("its failure is recorded", || async { world.all().await.iter().all(|sandbox| sandbox.state == State::Failed) })
         .await;
     assert_eq!(world.control.quota(&user).await.unwrap().used.sandboxes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_to_sandboxes_while_nothing_can_be_recorded_is_recorded_later() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let (greedy, dead) = (world.created(&user).await, world.created(&user).await);
+    world.disk_full.store(true, Ordering::SeqCst);
+    world.faults.emit(DriverEvent::DiskLimit { id: greedy, used_bytes: 2, limit_bytes: 1 });
+    world.faults.end(dead, false, "killed");
+    eventually("it was tried", || async { world.refused_writes.load(Ordering::SeqCst) > 0 }).await;
+    world.disk_full.store(false, Ordering::SeqCst);
+    for (id, reason) in [(greedy, FailureReason::DiskLimit), (dead, FailureReason::AgentDied)] {
+        world.reaches(id, State::Failed).await;
+        assert_eq!(world.store_get(id).await.unwrap().failure.unwrap().reason, reason);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -74,6 +74,8 @@ pub struct World {
     pub settings: Settings,
     /// The disk under the store is full.
     pub disk_full: Arc<AtomicBool>,
+    /// Writes that were refused for it.
+    pub refused_writes: Arc<AtomicU64>,
     pub background: Option<Background>,
     seed: u64,
     _dir: tempfile::TempDir,
@@ -98,12 +100,13 @@ impl World {
         let store = Arc::new(SqliteStore::open(dir.path().join("sandbank.db")).unwrap());
         let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
         let faults = driver.faults();
-        let disk_full = Arc::new(AtomicBool::new(false));
-        let control = assemble(&store, &disk_full, driver, &clock, &settings, 1);
+        let (disk_full, refused_writes) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let disk = DiskOf { store: Arc::clone(&store), full: Arc::clone(&disk_full), refused: Arc::clone(&refused_writes) };
+        let control = assemble(disk, driver, &clock, &settings, 1);
         control.recover().await.unwrap();
         control.ensure_admin_key(ADMIN_KEY).await.unwrap();
         let background = Some(control.start());
-        Self { control, faults, store, clock, settings, disk_full, background, seed: 1, _dir: dir }
+        Self { control, faults, store, clock, settings, disk_full, refused_writes, background, seed: 1, _dir: dir }
     }
 
     /// The server is killed: all its tasks vanish where they are. Nothing runs until [`World::start_again`].
@@ -116,7 +119,12 @@ impl World {
     pub async fn start_again(&mut self) -> sandbank_control::Recovery {
         self.seed += 1;
         let driver = self.faults.restart();
-        self.control = assemble(&self.store, &self.disk_full, driver, &self.clock, &self.settings, self.seed);
+        let disk = DiskOf {
+            store: Arc::clone(&self.store),
+            full: Arc::clone(&self.disk_full),
+            refused: Arc::clone(&self.refused_writes),
+        };
+        self.control = assemble(disk, driver, &self.clock, &self.settings, self.seed);
         let recovery = self.control.recover().await.unwrap();
         self.control.ensure_admin_key(ADMIN_KEY).await.unwrap();
         self.background = Some(self.control.start());
@@ -215,16 +223,8 @@ impl World {
     }
 }
 
-fn assemble(
-    store: &Arc<SqliteStore>,
-    disk_full: &Arc<AtomicBool>,
-    driver: FakeDriver,
-    clock: &Arc<TestClock>,
-    settings: &Settings,
-    seed: u64,
-) -> Control {
+fn assemble(store: DiskOf, driver: FakeDriver, clock: &Arc<TestClock>, settings: &Settings, seed: u64) -> Control {
     let entropy = TestEntropy(AtomicU64::new(seed.wrapping_mul(0x1234_5678_9abc_def1)));
-    let store = DiskOf { store: Arc::clone(store), full: Arc::clone(disk_full) };
     Control::new(Arc::new(store), vec![Arc::new(driver)], clock.clone(), Arc::new(entropy), settings.clone())
 }
 
