@@ -79,7 +79,8 @@ mod tests {
 
     fn id(number: u32) -> SandboxId {
         let mut random = [0; 10];
-        random[..4].copy_from_slice(&number.to_le_bytes());
+        // Beyond the bits that say which kind of UUID it is.
+        random[4..8].copy_from_slice(&number.to_le_bytes());
         SandboxId::new(Timestamp::from_millis(1), random)
     }
 
