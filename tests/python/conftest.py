@@ -28,6 +28,8 @@ memory_mib = 16384
 [limits]
 startup_timeout = "2s"
 waiting_claims_max = 8
+[linux]
+disk_watch_period = "200ms"
 """
 
 T = TypeVar("T")
