@@ -97,6 +97,7 @@ impl CgroupBase {
     /// delegated) are dropped: their limits are then not enforced.
     pub(crate) fn prepare(&mut self) {
         self.v1.retain(|(_, dir)| std::fs::create_dir_all(dir).is_ok() && writable(dir));
+        self.give_way();
         if self.v2_dir().is_none() {
             self.v2 = None;
         }
@@ -112,6 +113,19 @@ impl CgroupBase {
             };
             enable_in_own(own, name) && enable(parent) && enable(Some(dir))
         });
+        self.give_way();
+    }
+
+    /// All sandboxes together weigh a quarter of an ordinary process group when the machine is short of CPU, so that neither hostile
+    /// loops nor a refill slow the server. They still get whatever is free. A kernel without weights leaves it as it is.
+    fn give_way(&self) {
+        let all = |dir: &Path, file: &str| dir.parent().map(|all| all.join(file));
+        for (_, dir) in &self.v1 {
+            let _ = all(dir, "cpu.shares").filter(|file| file.exists()).map(|file| write_value(&file, "256"));
+        }
+        if let Some((dir, _)) = &self.v2 {
+            let _ = all(dir, "cpu.weight").filter(|file| file.exists()).map(|file| write_value(&file, "25"));
+        }
     }
 
     /// Removes the directories again that hold no sandbox.

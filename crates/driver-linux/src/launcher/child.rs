@@ -132,6 +132,8 @@ impl Child<'_> {
 pub(super) fn make_cgroup(order: &CgroupOrder) -> Step<()> {
     match rustix::fs::mkdir(&order.dir, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
+        // Somebody tidied up the empty directory above it.
+        Err(Errno::NOENT) => fs::create_dir_all(&order.dir).at("make a cgroup")?,
         Err(errno) => return Err(errno).at("make a cgroup"),
     }
     for (file, value) in &order.writes {
