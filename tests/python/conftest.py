@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -147,6 +148,12 @@ class Server:
         noted = json.loads((self.data / "cgroups.json").read_text(encoding="utf-8"))
         left = [str(group) for directory in noted for group in Path(directory).glob("*/")]
         assert not left, f"cgroups were left behind: {left}"
+        # It keeps the directories for its next start, and a test has none. Their parents may be shared.
+        for directory in map(Path, noted):
+            if directory.is_dir():
+                directory.rmdir()
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()
 
 
 @pytest.fixture(scope="session")
