@@ -16,8 +16,11 @@ use crate::StoreError;
 
 /// The log is copied into the database after so many commands (a command alone writes some 5 to 8 pages of 4 KiB) ...
 const COMMANDS_BETWEEN_CHECKPOINTS: usize = 1000;
-/// ... or when nothing has come for so long after a command.
+/// ... or when nothing has come for so long after at least this many. The first commit into a log that begins anew waits for the
+/// disk twice, so a lone claim after a pause should not have to begin one.
 const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_millis(200);
+/// See above.
+const COMMANDS_WORTH_A_CHECKPOINT: usize = 500;
 /// Pages of 4 KiB in the log from which on the writer itself copies the rest: 64 MiB.
 const LOG_PAGES_MAX: i64 = 16 * 1024;
 
@@ -41,7 +44,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         let mut commands = 0;
         loop {
-            let patience = (commands > 0).then_some(IDLE_BEFORE_CHECKPOINT);
+            let patience = (commands >= COMMANDS_WORTH_A_CHECKPOINT).then_some(IDLE_BEFORE_CHECKPOINT);
             match self.queue.next(patience) {
                 Next::Jobs(jobs) => {
                     commands += jobs.len();
