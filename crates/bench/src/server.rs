@@ -109,8 +109,31 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Sandboxes outlive their server by design: a fresh start with everything released is the only clean end, so the rows
-        // release what they made before they let go of the server.
+        self.terminate();
+        // Sandboxes outlive their server by design. A row that failed half-way left some: a server that knows of none destroys
+        // whatever it finds in its data directory before it serves.
+        if self.sandboxes_left() == 0 {
+            return;
+        }
+        for file in ["sandbank.db", "sandbank.db-wal", "sandbank.db-shm"] {
+            let _ = std::fs::remove_file(self.data.path().join(file));
+        }
+        let Ok(child) = spawn(&self.binary, self.data.path(), self.address, &self.key) else { return };
+        self.child = child;
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while self.sandboxes_left() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.terminate();
+    }
+}
+
+impl Server {
+    fn sandboxes_left(&self) -> usize {
+        std::fs::read_dir(self.data.path().join("sandboxes")).map_or(0, |entries| entries.flatten().count())
+    }
+
+    fn terminate(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0)) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }

@@ -31,15 +31,6 @@ const HOST_ALIASES: &[&str] = &[
     "e2bdev/code-interpreter:latest",
     "opensandbox/code-interpreter:latest",
     "opensandbox/code-interpreter:v1.0.1",
-    "python:3.11",
-    "python:3.11-slim",
-    "python:3.12",
-    "python:3.12-slim",
-    "ubuntu",
-    "ubuntu:22.04",
-    "ubuntu:24.04",
-    "debian",
-    "debian:12",
 ];
 
 /// The configuration file, field by field. Unknown keys are refused: a misspelt limit must not be a missing one.

@@ -45,7 +45,8 @@ pub(crate) async fn claim(settings: &Settings) -> Result<Vec<Row>> {
     for releaser in releasers {
         releaser.await.map_err(|error| BenchError::new(error.to_string()))??;
     }
-    drain(&server, &mut client).await?;
+    // The server has closed the connection that was idle for the whole run.
+    drain(&server, &mut server.client().await?).await?;
     let missed = empty.load(Ordering::Relaxed);
     let served = Row::durations(format!("claim warm, {}/s Poisson, refill on", settings.rate), &served);
     let met = served.p50.is_some_and(|p50| p50 <= 0.3) && served.p99.is_some_and(|p99| p99 <= 4.0);
