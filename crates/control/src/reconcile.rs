@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sandbank_model::{
-    Actor, Command, EventKind, Pool, PoolId, PoolPlan, PoolSnapshot, PoolState, Sandbox, StopCause, plan_pool, transition,
+    Actor, Command, EventKind, Pace, Pool, PoolId, PoolPlan, PoolSnapshot, PoolState, Sandbox, StopCause, plan_pool, transition,
 };
 use sandbank_store::Write;
 
@@ -25,6 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const DESTROY_BATCH: u32 = 256;
 /// A pool may have this many times the number of places under way: the others' places are not behind all of its own.
 const MAKING_FACTOR: usize = 2;
+/// Filling a pool gently takes one of so many places.
+const GENTLE_SHARE: usize = 4;
 
 /// Says that no reconciler runs any more, also when one panicked: the supervisor starts another.
 struct Running(Arc<PoolRuntime>);
@@ -118,7 +120,7 @@ impl Inner {
             self.store.pool_remove(pool.id).await?;
             return Ok(None);
         }
-        self.grow(&pool, runtime, plan.create).await?;
+        self.grow(&pool, runtime, plan.create, plan.pace).await?;
         drop(growing);
         self.shrink(&pool, counts.outdated, &plan).await?;
         if let Some(replicas) = plan.set_replicas {
@@ -131,8 +133,12 @@ impl Inner {
     }
 
     /// Inserts the records of up to `wanted` sandboxes and makes them beside this pass.
-    async fn grow(self: &Arc<Self>, pool: &Pool, runtime: &Arc<PoolRuntime>, wanted: u32) -> Result<()> {
-        let most = self.settings.create_concurrency.max(1) * MAKING_FACTOR;
+    async fn grow(self: &Arc<Self>, pool: &Pool, runtime: &Arc<PoolRuntime>, wanted: u32, pace: Pace) -> Result<()> {
+        let places = self.settings.create_concurrency.max(1);
+        let most = match pace {
+            Pace::Full => places * MAKING_FACTOR,
+            Pace::Gentle => (places / GENTLE_SHARE).max(1),
+        };
         let room = most.saturating_sub(runtime.making.load(Ordering::Acquire));
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(room);
         if wanted == 0 {

@@ -23,7 +23,7 @@ pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, SandboxId,
 pub use image::{Image, ImageConfig, ImageName, ImageSource, Layer};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};
-pub use planner::{PoolCounts, PoolPlan, PoolSnapshot, plan_pool};
+pub use planner::{BURST_GAP, GENTLE_AFTER_CLAIM, Pace, PoolCounts, PoolPlan, PoolSnapshot, plan_pool};
 pub use pool::{
     Autoscaling, Counting, InvalidSizing, Overrides, Pool, PoolPhase, PoolPolicies, PoolState, ReleaseAction, ScaleDownPolicy,
     ScaleUpMode, ScaleUpPolicy, Sizing, phase_of,

@@ -1,5 +1,7 @@
 //! The pool planner: what a pool needs next, as a pure function of what is there.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Autoscaling, Counting, PoolState, ScaleUpMode, Sizing, Timestamp};
@@ -54,6 +56,22 @@ pub struct PoolSnapshot {
     pub backoff_until: Option<Timestamp>,
 }
 
+/// How fast a pool is filled. Making sandboxes takes processor time from the claims that made it necessary, so as long as the
+/// stock lasts it waits for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pace {
+    /// As many at once as the server may make.
+    #[default]
+    Full,
+    /// A few at once.
+    Gentle,
+}
+
+/// While claims follow each other closer than this, a stock that is at least half full is left alone.
+pub const BURST_GAP: Duration = Duration::from_millis(10);
+/// So long after a claim a stock that is more than a quarter full is filled gently.
+pub const GENTLE_AFTER_CLAIM: Duration = Duration::from_millis(250);
+
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolPlan {
@@ -61,6 +79,8 @@ pub struct PoolPlan {
     pub set_replicas: Option<u32>,
     /// Sandboxes to make.
     pub create: u32,
+    /// How many of them at once.
+    pub pace: Pace,
     /// Warm sandboxes of an older revision to destroy.
     pub replace: u32,
     /// Other warm sandboxes to destroy, longest warm first.
@@ -74,7 +94,8 @@ pub struct PoolPlan {
 /// Decides for one pool.
 ///
 /// Holds for every input: never creates and destroys for size in one plan; never plans past `max`; a pool that is not wanted
-/// creates nothing; the plan of a pool at its size, without waiting claims and with nothing outdated, is empty.
+/// creates nothing; the plan of a pool at its size, without waiting claims and with nothing outdated, is empty; a pool below its
+/// size creates something now or says when it will.
 #[must_use]
 pub fn plan_pool(snapshot: &PoolSnapshot, now: Timestamp) -> PoolPlan {
     let counts = &snapshot.counts;
@@ -91,6 +112,16 @@ pub fn plan_pool(snapshot: &PoolSnapshot, now: Timestamp) -> PoolPlan {
         wake_at = earliest(wake_at, Some(until));
         create = 0;
     }
+    let mut pace = Pace::Full;
+    if create > 0 {
+        match pace_of(snapshot, wanted_warm, now) {
+            Ok(allowed) => pace = allowed,
+            Err(burst_ends) => {
+                wake_at = earliest(wake_at, Some(burst_ends));
+                create = 0;
+            }
+        }
+    }
     let fresh_ready = counts.ready.saturating_sub(counts.outdated);
     let surplus = counts.ready.saturating_add(counts.provisioning).saturating_sub(wanted_warm);
     let replace = counts.outdated.min(surplus.max(outdated_without_room(snapshot, wanted_warm)));
@@ -98,10 +129,28 @@ pub fn plan_pool(snapshot: &PoolSnapshot, now: Timestamp) -> PoolPlan {
     PoolPlan {
         set_replicas: (replicas != snapshot.sizing.replicas).then_some(replicas),
         create,
+        pace,
         replace,
         destroy,
         remove: false,
         wake_at,
+    }
+}
+
+/// How fast to make what is missing; `Err`: not before that time, because claims are coming in and the stock lasts.
+fn pace_of(snapshot: &PoolSnapshot, wanted_warm: u32, now: Timestamp) -> Result<Pace, Timestamp> {
+    let Some(last_claim) = snapshot.last_claim_at.filter(|_| snapshot.waiting == 0) else { return Ok(Pace::Full) };
+    let ready = u64::from(snapshot.counts.ready);
+    let wanted = u64::from(wanted_warm);
+    let burst_ends = last_claim.plus(BURST_GAP);
+    // A clock that was set back must not hold the pool up: a claim of the future counts as long past.
+    let after_claim = |gap: Duration| last_claim <= now && now < last_claim.plus(gap);
+    if ready * 2 >= wanted && after_claim(BURST_GAP) {
+        Err(burst_ends)
+    } else if ready * 4 > wanted && after_claim(GENTLE_AFTER_CLAIM) {
+        Ok(Pace::Gentle)
+    } else {
+        Ok(Pace::Full)
     }
 }
 

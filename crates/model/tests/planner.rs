@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sandbank_model::{
-    Autoscaling, Counting, PoolCounts, PoolPhase, PoolPlan, PoolSnapshot, PoolState, ScaleDownPolicy, ScaleUpMode, ScaleUpPolicy,
-    Sizing, Timestamp, phase_of, plan_pool,
+    Autoscaling, Counting, Pace, PoolCounts, PoolPhase, PoolPlan, PoolSnapshot, PoolState, ScaleDownPolicy, ScaleUpMode,
+    ScaleUpPolicy, Sizing, Timestamp, phase_of, plan_pool,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(10_000_000);
@@ -178,6 +178,33 @@ fn replicas_out_of_bounds_are_brought_back_and_off_means_off() {
 }
 
 #[test]
+fn a_stock_that_lasts_is_filled_when_the_claims_let_it() {
+    let claimed_ago = |millis: u64, ready: u32| {
+        let counts = PoolCounts { ready, ..PoolCounts::default() };
+        let last_claim_at = Some(Timestamp::from_millis(NOW.as_millis() - millis));
+        PoolSnapshot { last_claim_at, ..snapshot(sizing(100, Counting::Warm), counts) }
+    };
+    let told = |pool: &PoolSnapshot| {
+        let plan = plan_pool(pool, NOW);
+        check_plan(pool, &plan);
+        (plan.create, plan.pace, plan.wake_at)
+    };
+    let burst_ends = Some(NOW.plus(Duration::from_millis(7)));
+    assert_eq!(told(&claimed_ago(3, 99)), (0, Pace::Full, burst_ends), "claims are coming in: not now, but soon");
+    assert_eq!(told(&claimed_ago(3, 50)), (0, Pace::Full, burst_ends));
+    assert_eq!(told(&claimed_ago(3, 49)), (51, Pace::Gentle, None), "below half the stock is filled beside them");
+    assert_eq!(told(&claimed_ago(10, 99)), (1, Pace::Gentle, None));
+    assert_eq!(told(&claimed_ago(249, 26)), (74, Pace::Gentle, None));
+    assert_eq!(told(&claimed_ago(250, 26)), (74, Pace::Full, None));
+    assert_eq!(told(&claimed_ago(0, 25)), (75, Pace::Full, None), "from a quarter on nothing is spared");
+    assert_eq!(told(&PoolSnapshot { waiting: 1, ..claimed_ago(0, 99) }).1, Pace::Full, "somebody waits");
+    let in_the_future = PoolSnapshot { last_claim_at: later(3600), ..claimed_ago(0, 99) };
+    assert_eq!(told(&in_the_future), (1, Pace::Full, None), "a clock that was set back holds nothing up");
+    let small = PoolSnapshot { sizing: sizing(1, Counting::Warm), ..claimed_ago(0, 0) };
+    assert_eq!(told(&small), (1, Pace::Full, None), "a pool of one is empty after one claim");
+}
+
+#[test]
 fn phases_say_what_the_counts_mean() {
     let phase = |state, replicas, counts| phase_of(state, &sizing(replicas, Counting::Total), &counts);
     let counts = PoolCounts::default();
@@ -270,6 +297,9 @@ fn check_plan(pool: &PoolSnapshot, plan: &PoolPlan) {
     }
     if let Some(at) = plan.wake_at {
         assert!(at > NOW, "waking in the past would spin");
+    }
+    if plan.create == 0 && plan.pace == Pace::Gentle {
+        panic!("a pace for nothing: {plan:?}");
     }
 }
 
