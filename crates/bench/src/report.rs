@@ -14,6 +14,12 @@ const LONGEST_NANOS: u64 = 600_000_000_000;
 /// Durations of one operation, in nanoseconds.
 pub(crate) struct Samples(Histogram<u64>);
 
+impl Default for Samples {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Samples {
     pub(crate) fn new() -> Self {
         // The constructor refuses only bounds out of order and digits other than 0 to 5.

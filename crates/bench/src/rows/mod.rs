@@ -17,10 +17,11 @@ pub(crate) use single::{claim_exec, create, exec, pause};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, full};
 use crate::server::Server;
 use crate::{BenchError, Result};
 
@@ -44,6 +45,8 @@ impl Settings {
 }
 
 const POOL: &str = "bench";
+/// Longest wait until everything is destroyed: some tens of thousands.
+const GONE_WAIT: Duration = Duration::from_secs(600);
 
 /// Makes the pool `bench` of the `host` image that keeps `warm` ready, and waits until they are.
 pub(crate) async fn make_pool(client: &mut Client, warm: u32) -> Result<()> {
@@ -56,7 +59,7 @@ pub(crate) async fn make_pool(client: &mut Client, warm: u32) -> Result<()> {
 pub(crate) async fn wait_warm(client: &mut Client, warm: u32) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60 + u64::from(warm) / 20);
     loop {
-        let status = pool_status(client).await?;
+        let status = warm_now(client).await?;
         if status >= u64::from(warm) {
             return Ok(());
         }
@@ -67,7 +70,8 @@ pub(crate) async fn wait_warm(client: &mut Client, warm: u32) -> Result<()> {
     }
 }
 
-async fn pool_status(client: &mut Client) -> Result<u64> {
+/// How many are warm.
+pub(crate) async fn warm_now(client: &mut Client) -> Result<u64> {
     let pool = client.get(&format!("/v1/sandboxpools/{POOL}")).await?;
     Ok(pool["template"]["status"]["idleReplicas"].as_u64().unwrap_or(0))
 }
@@ -98,13 +102,13 @@ pub(crate) async fn exec_true(client: &mut Client, id: &str) -> Result<()> {
 
 /// Deletes the pool and waits until nothing of this server's is left on the machine.
 pub(crate) async fn drain(server: &Server, client: &mut Client) -> Result<()> {
-    let (_, _) = client.raw(Method::DELETE, &format!("/v1/sandboxpools/{POOL}"), http_body_util_empty()).await?;
+    let (_, _) = client.raw(Method::DELETE, &format!("/v1/sandboxpools/{POOL}"), full(Bytes::new())).await?;
     wait_gone(server).await
 }
 
 /// Waits until the data directory holds no sandbox.
 pub(crate) async fn wait_gone(server: &Server) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(180);
+    let deadline = Instant::now() + GONE_WAIT;
     let sandboxes = server.data_dir().join("sandboxes");
     loop {
         let left = std::fs::read_dir(&sandboxes).map_or(0, |entries| entries.flatten().count());
@@ -112,15 +116,10 @@ pub(crate) async fn wait_gone(server: &Server) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(BenchError::new(format!("{left} sandboxes are still there after 180 s")));
+            return Err(BenchError::new(format!("{left} sandboxes are still there after {GONE_WAIT:?}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-fn http_body_util_empty() -> http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error> {
-    use http_body_util::BodyExt;
-    http_body_util::Empty::new().map_err(|never| match never {}).boxed()
 }
 
 fn id_of(answer: &Value) -> Result<String> {

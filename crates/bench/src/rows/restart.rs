@@ -25,7 +25,7 @@ pub(crate) async fn restart(settings: &Settings) -> Result<Vec<Row>> {
         alive += u64::from(exec_true(&mut client, id).await.is_ok());
     }
     let lost = held.len() as u64 - alive;
-    let warm = super::pool_status(&mut client).await?;
+    let warm = super::warm_now(&mut client).await?;
     for id in &held {
         release(&mut client, id).await?;
     }
