@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbank_model::{
-    EventKind, ImageName, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef, TemplateSpec, phase_of,
+    Actor, EventKind, ImageName, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef, TemplateSpec,
+    phase_of,
 };
 use sandbank_store::{Insert, PageRequest, PoolSummary, Write};
 
@@ -81,26 +82,18 @@ impl Control {
             return Err(Error::invalid("nothing to change: give replicas, minReplicas, maxReplicas, an image or autoscaling"));
         }
         let inner = &self.inner;
-        let mut pool = inner.pool_of(caller, name).await?;
-        for _ in 0..TRIES {
+        let pool = inner.pool_of(caller, name).await?;
+        let change = &change;
+        let next = |pool: Pool| async move {
             if pool.state == PoolState::Deleting {
                 return Err(Error::new(ErrorKind::State, format!("pool {:?} is being deleted", name.as_str())));
             }
-            let mut next = changed(&pool, &change);
-            next.updated_at = inner.now();
+            let next = changed(&pool, change);
             inner.check_pool_change(&pool, &next).await?;
-            let event = pool_event(&next, EventKind::PoolUpdated, &caller.actor(), next.updated_at);
-            match inner.store.pool_update(next, pool.generation, Some(event)).await? {
-                Write::Updated(written) => {
-                    inner.pools.poke(Some(written.id));
-                    inner.pools.get(written.id).wake_all();
-                    return inner.pool_view(written).await;
-                }
-                Write::Refused(current) => pool = current,
-                Write::Missing => return Err(not_found(name)),
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, format!("pool {name} is being changed by others all the time: try again")))
+            Ok(Some(next))
+        };
+        let written = inner.rewrite_pool(pool, EventKind::PoolUpdated, &caller.actor(), next).await?;
+        inner.pool_view(written).await
     }
 
     /// Begins to delete a pool: warm sandboxes go, claimed ones live until released. The record, and with it the name, stays
@@ -108,24 +101,13 @@ impl Control {
     pub async fn pool_delete(&self, caller: &Caller, name: &PoolName) -> Result<PoolView> {
         caller.require(Role::Member, "deleting pools")?;
         let inner = &self.inner;
-        let mut pool = inner.pool_of(caller, name).await?;
-        for _ in 0..TRIES {
-            if pool.state == PoolState::Deleting {
-                return inner.pool_view(pool).await;
-            }
-            let next = Pool { state: PoolState::Deleting, updated_at: inner.now(), ..pool.clone() };
-            let event = pool_event(&next, EventKind::PoolDeleted, &caller.actor(), next.updated_at);
-            match inner.store.pool_update(next, pool.generation, Some(event)).await? {
-                Write::Updated(written) => {
-                    inner.pools.poke(Some(written.id));
-                    inner.pools.get(written.id).wake_all();
-                    return inner.pool_view(written).await;
-                }
-                Write::Refused(current) => pool = current,
-                Write::Missing => return Err(not_found(name)),
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, format!("pool {name} is being changed by others all the time: try again")))
+        let pool = inner.pool_of(caller, name).await?;
+        let next = |pool: Pool| async move {
+            let active = pool.state != PoolState::Deleting;
+            Ok(active.then_some(Pool { state: PoolState::Deleting, ..pool }))
+        };
+        let written = inner.rewrite_pool(pool, EventKind::PoolDeleted, &caller.actor(), next).await?;
+        inner.pool_view(written).await
     }
 
     /// Takes the present version of the pool's template over (native.md §9).
@@ -197,6 +179,35 @@ impl Inner {
     /// The caller's pool of this name.
     pub(crate) async fn pool_of(&self, caller: &Caller, name: &PoolName) -> Result<Pool> {
         self.store.pool_get(caller.principal.tenant, name).await?.ok_or_else(|| not_found(name))
+    }
+
+    /// Writes what `next` makes of the pool and lets everybody see it; repeated while others change it. `None`: it is so already.
+    pub(crate) async fn rewrite_pool<F>(
+        &self,
+        mut pool: Pool,
+        kind: EventKind,
+        actor: &Actor,
+        next: impl Fn(Pool) -> F,
+    ) -> Result<Pool>
+    where
+        F: Future<Output = Result<Option<Pool>>>,
+    {
+        for _ in 0..TRIES {
+            let Some(next) = next(pool.clone()).await? else { return Ok(pool) };
+            let next = Pool { updated_at: self.now(), ..next };
+            let event = pool_event(&next, kind.clone(), actor, next.updated_at);
+            match self.store.pool_update(next, pool.generation, Some(event)).await? {
+                Write::Updated(written) => {
+                    let runtime = self.pools.get(written.id);
+                    runtime.poke.notify_one();
+                    runtime.wake_all();
+                    return Ok(written);
+                }
+                Write::Refused(current) => pool = current,
+                Write::Missing => return Err(not_found(&pool.name)),
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, format!("pool {} is being changed by others all the time: try again", pool.name)))
     }
 
     /// What a claim from a pool that is not there is told (native.md §7).

@@ -17,8 +17,6 @@ use crate::{Error, ErrorKind, Result};
 const SYNC_SOURCE: &str = "agentbox.io/sync-source";
 /// Pools that are read at once.
 const PAGE: u32 = 500;
-/// Tries against concurrent changes of one pool.
-const TRIES: usize = 8;
 
 impl From<Template> for TemplateView {
     fn from(template: Template) -> Self {
@@ -187,22 +185,10 @@ impl Inner {
         })
     }
 
-    /// Writes the pool as it is with `template`; repeated while others change it.
-    pub(crate) async fn sync_pool(self: &Arc<Self>, mut pool: Pool, template: &Template, actor: &Actor) -> Result<Pool> {
-        for _ in 0..TRIES {
-            let now = self.now();
-            let next = synced(&pool, template, now);
-            let event = pool_event(&next, EventKind::PoolUpdated, actor, now);
-            match self.store.pool_update(next, pool.generation, Some(event)).await? {
-                Write::Updated(written) => {
-                    self.pools.poke(Some(written.id));
-                    return Ok(written);
-                }
-                Write::Refused(current) => pool = current,
-                Write::Missing => return Err(Error::not_found(format!("pool {:?} not found", pool.name.as_str()))),
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, format!("pool {} is being changed by others all the time: try again", pool.name)))
+    /// Writes the pool as it is with `template`.
+    pub(crate) async fn sync_pool(&self, pool: Pool, template: &Template, actor: &Actor) -> Result<Pool> {
+        let next = |pool: Pool| std::future::ready(Ok(Some(synced(&pool, template, self.now()))));
+        self.rewrite_pool(pool, EventKind::PoolUpdated, actor, next).await
     }
 }
 
