@@ -99,6 +99,7 @@ impl Client {
     }
 }
 
-fn full(bytes: Bytes) -> Body {
+/// A body that is all there.
+pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
