@@ -64,6 +64,7 @@ async fn a_pool_follows_its_size_and_replaces_what_was_claimed_or_died() {
     world.control.pool_create(&user, request).await.unwrap();
     world.warm(&user, "p", 3).await;
     let claimed = world.claim(&user, "p").await.unwrap().sandbox.id;
+    world.claims_pause();
     eventually("it is refilled", || async { world.faults.sandboxes().len() == 4 }).await;
     world.warm(&user, "p", 3).await;
     let warm = world.faults.sandboxes().into_keys().find(|id| *id != claimed).unwrap();
@@ -229,6 +230,7 @@ async fn a_template_is_written_in_rising_versions_and_pools_follow() {
     assert_eq!(pool.template.as_ref().unwrap().version.to_string(), "0.2.0");
     assert_eq!((pool.revision, pool.sizing.replicas), (2, 2));
     assert_eq!(pool.labels["from"], "template");
+    world.claims_pause();
     eventually("the warm one is replaced", || async {
         let now = world.faults.sandboxes();
         now.len() == 2 && now.contains_key(&claimed) && now.keys().any(|id| !old.contains(id))

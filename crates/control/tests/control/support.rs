@@ -12,8 +12,8 @@ use sandbank_control::{
 };
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{
-    Autoscaling, Counting, ImageName, Overrides, PoolName, PoolPolicies, QuotaLimits, Role, SandboxId, SandboxSpec, Sizing,
-    State, TemplateSpec, Timestamp, Visibility,
+    Autoscaling, BURST_GAP, Counting, ImageName, Overrides, PoolName, PoolPolicies, QuotaLimits, Role, SandboxId, SandboxSpec,
+    Sizing, State, TemplateSpec, Timestamp, Visibility,
 };
 use sandbank_store::{PageRequest, SandboxFilter, SqliteStore, Store};
 
@@ -159,9 +159,15 @@ impl World {
         self.warm(caller, name, replicas).await;
     }
 
+    /// The claims pause: a pool that held back for them fills itself.
+    pub fn claims_pause(&self) {
+        self.clock.advance(BURST_GAP);
+    }
+
     /// Waits until the pool has so many warm sandboxes.
     pub async fn warm(&self, caller: &Caller, name: &str, count: u32) {
         let name = pool_name(name);
+        self.claims_pause();
         eventually(&format!("{count} warm sandboxes"), || async {
             self.control.pool_get(caller, &name).await.unwrap().counts.ready == count
         })
