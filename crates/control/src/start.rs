@@ -85,11 +85,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Keeps a reconciler running for every pool, and arms every lease that runs, should one have been missed.
+    /// Keeps a reconciler running for every pool and every pool at its template's newest version, and arms every lease that runs, should one have been missed.
     async fn run_supervisor(self: Arc<Self>) {
         loop {
             match self.all_pools().await {
-                Ok(pools) => pools.iter().for_each(|pool| self.reconcile_pool(pool.id)),
+                Ok(pools) => {
+                    pools.iter().for_each(|pool| self.reconcile_pool(pool.id));
+                    self.follow_templates(pools.into_iter(), &Actor::system()).await;
+                }
                 Err(error) => tracing::warn!(error = %error, "the pools could not be read"),
             }
             match self.store.sandbox_live().await {

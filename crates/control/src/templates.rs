@@ -1,9 +1,7 @@
 //! Templates: written, versioned, seen, and followed by the pools made from them.
 
-use std::sync::Arc;
-
 use sandbank_model::{
-    Actor, Event, EventKind, EventSeq, Pool, PoolName, Role, SemVer, Template, TemplateId, TenantId, Timestamp,
+    Actor, Event, EventKind, EventSeq, Pool, PoolName, PoolState, Role, SemVer, Template, TemplateId, TenantId, Timestamp,
 };
 use sandbank_store::{Insert, PageRequest, Write};
 
@@ -157,16 +155,13 @@ impl Inner {
             .collect())
     }
 
-    /// Moves every pool that was made from an older version to this one.
-    async fn propagate(self: &Arc<Self>, template: &Template, actor: &Actor) -> Result<()> {
+    /// Moves every pool that follows this name to its newest version.
+    async fn propagate(&self, template: &Template, actor: &Actor) -> Result<()> {
         let mut offset = 0;
         loop {
             let page = self.store.pool_list(template.tenant, PageRequest { offset, limit: PAGE }).await?;
-            for pool in page.items {
-                if self.made_from(&pool, template).await? {
-                    self.sync_pool(pool, template, actor).await?;
-                }
-            }
+            let named = |pool: &Pool| pool.template.as_ref().is_some_and(|reference| reference.name == template.name);
+            self.follow_templates(page.items.into_iter().filter(named), actor).await;
             offset += u64::from(PAGE);
             if offset >= page.total {
                 return Ok(());
@@ -174,15 +169,41 @@ impl Inner {
         }
     }
 
-    /// Whether the pool follows this name of this owner. A deleted template's versions are gone: the name alone then says so.
-    async fn made_from(&self, pool: &Pool, template: &Template) -> Result<bool> {
-        let Some(reference) = pool.template.as_ref().filter(|reference| reference.name == template.name) else {
-            return Ok(false);
+    /// Gives each of the pools its template's newest version. The supervisor does so too: a server may have ended before an
+    /// update got to all pools, and a pool may have been made while one was under way.
+    pub(crate) async fn follow_templates(&self, pools: impl Iterator<Item = Pool>, actor: &Actor) {
+        for pool in pools {
+            let id = pool.id;
+            // Looked up with each try: another version may have come, or gone to the pool, in between.
+            let next = |pool: Pool| async move {
+                let newer = self.newer_template(&pool).await?;
+                Ok(newer.map(|template| synced(&pool, &template, self.now())))
+            };
+            match self.rewrite_pool(pool, EventKind::PoolUpdated, actor, next).await {
+                Ok(_) => {}
+                Err(error) if error.kind == ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(pool = %id, error = %error, "a pool could not take its template's newest version; it is tried again");
+                }
+            }
+        }
+    }
+
+    /// The newest version of the template that the pool follows, if the pool is behind it.
+    async fn newer_template(&self, pool: &Pool) -> Result<Option<Template>> {
+        let Some(reference) = pool.template.as_ref().filter(|_| pool.state == PoolState::Active) else { return Ok(None) };
+        if let Some(taken) = self.store.template_by_id(reference.id).await? {
+            let newest = self.store.template_get(taken.tenant, &reference.name).await?;
+            return Ok(newest.filter(|newest| newest.version > reference.version));
+        }
+        // The template was deleted with all its versions. One that was made anew under its name is followed from its first
+        // update on: until then the pool lives on with its copy.
+        let own = self.store.template_get(Some(pool.tenant), &reference.name).await?;
+        let anew = match own {
+            Some(own) => Some(own),
+            None => self.store.template_get(None, &reference.name).await?,
         };
-        Ok(match self.store.template_by_id(reference.id).await? {
-            Some(version) => version.tenant == template.tenant,
-            None => true,
-        })
+        Ok(anew.filter(|template| template.generation > 1))
     }
 
     /// Writes the pool as it is with `template`.

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use sandbank_control::{Detail, ErrorKind, PoolChange, PoolRequest, TemplateRequest, TemplateSource};
 use sandbank_driver::Method;
-use sandbank_model::{Autoscaling, Counting, Overrides, PoolPhase, QuotaLimits, Role, Sizing, State, Visibility, VisibilityRule};
+use sandbank_model::{
+    Autoscaling, Counting, Overrides, PoolPhase, QuotaLimits, Role, Sizing, State, Template, TemplateId, Visibility,
+    VisibilityRule,
+};
+use sandbank_store::{Store, Write};
 
 use crate::support::{World, caller, eventually, image, pool_name, pool_request, template_request, template_spec};
 
@@ -240,6 +244,44 @@ async fn a_template_is_written_in_rising_versions_and_pools_follow() {
     world.control.template_delete(&admin, &pool_name("t"), true).await.unwrap();
     let gone = world.control.pool_sync_template(&user, &pool_name("p")).await.unwrap_err();
     assert_eq!((gone.kind, gone.message.as_str()), (ErrorKind::NotFound, "source template \"t\" not found"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_that_a_template_update_did_not_get_to_follow_at_the_next_start() {
+    let mut world = World::new().await;
+    let (user, admin) = (world.owner("ann").await, world.admin().await);
+    for (name, global) in [("own", false), ("all", true), ("anew", false), ("gone", false)] {
+        let owner = if global { &admin } else { &user };
+        world.control.template_create(owner, template_request(name, global)).await.unwrap();
+        let request = PoolRequest { template: TemplateSource::Named(pool_name(name)), ..pool_request(name, 1) };
+        world.control.pool_create(&user, request).await.unwrap();
+        world.warm(&user, name, 1).await;
+    }
+    let tenant = user.principal.tenant;
+    for name in ["anew", "gone"] {
+        world.control.template_delete(&user, &pool_name(name), false).await.unwrap();
+        world.control.template_create(&user, template_request(name, false)).await.unwrap();
+    }
+    world.crash().await;
+    // As a server leaves them that ends between writing a template and moving its pools.
+    for (owner, name) in [(Some(tenant), "own"), (None, "all"), (Some(tenant), "anew")] {
+        let present = world.store.template_get(owner, &pool_name(name)).await.unwrap().unwrap();
+        let id = TemplateId::new(present.updated_at, [name.len() as u8; 10]);
+        let mut next = Template { id, version: "3.0.0".parse().unwrap(), generation: 2, ..present };
+        next.spec.sandbox.env.insert("NEW".into(), "1".into());
+        assert!(matches!(world.store.template_update(next, 1).await.unwrap(), Write::Updated(_)));
+    }
+    world.start_again().await;
+    for name in ["own", "all", "anew"] {
+        eventually(&format!("{name} follows and its warm one is replaced"), || async {
+            let view = world.control.pool_get(&user, &pool_name(name)).await.unwrap();
+            let version = view.pool.template.unwrap().version.to_string();
+            version == "3.0.0" && view.pool.revision == 2 && view.counts.ready == 1 && view.counts.outdated == 0
+        })
+        .await;
+    }
+    let copy = world.control.pool_get(&user, &pool_name("gone")).await.unwrap().pool;
+    assert_eq!((copy.template.unwrap().version.to_string().as_str(), copy.revision), ("0.0.1", 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
