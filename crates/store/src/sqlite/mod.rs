@@ -1,11 +1,14 @@
 //! The store in one SQLite file.
 //!
-//! One thread writes: it takes all commands that wait, executes them in one transaction, commits (write-ahead log,
-//! `synchronous = FULL` as soon as one of them was promised to somebody), and only then answers. What claims and authorised requests look at is kept in memory as well and
-//! changes after the commit. Everything else is read by a few connections of their own.
+//! One connection writes. Whoever has the turn (a caller when nobody else writes, else a thread, for all commands that wait)
+//! executes in one transaction, commits (write-ahead log, `synchronous = FULL` as soon as one command was promised to
+//! somebody), and only then answers. What claims and authorised requests look at is kept in memory as well and changes after
+//! the commit. Everything else is read by a few connections of their own.
 
 mod checkpoint;
+mod commits;
 mod error;
+mod job;
 mod load;
 mod memory;
 mod objects;
@@ -29,8 +32,10 @@ use sandbank_model::{
 
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
 use checkpoint::Checkpointer;
+use commits::Commits;
+use job::Durability;
 use memory::{Memory, SandboxRow};
-use queue::{Durability, Queue};
+use queue::{Place, Queue};
 use read::Readers;
 use schema::DatabaseLock;
 use unit::Unit;
@@ -38,10 +43,10 @@ use writer::Writer;
 
 /// The store in one SQLite file.
 pub struct SqliteStore {
-    queue: Arc<Queue>,
+    commits: Arc<Commits>,
     published: Arc<RwLock<Memory>>,
     readers: Arc<Readers>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -65,19 +70,21 @@ impl SqliteStore {
         let queue = Arc::new(Queue::new());
         let writer = Writer {
             conn,
-            queue: Arc::clone(&queue),
             memory,
             published: Arc::clone(&published),
             last_seq,
-            checkpointer: Checkpointer::start(path)?,
+            checkpointer: Checkpointer::start(path, Arc::clone(&queue))?,
             durability: Durability::Synced,
+            unlooked: 0,
             lock,
         };
+        let commits = Arc::new(Commits::new(queue, writer));
+        let ours = Arc::clone(&commits);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || ours.run())
             .map_err(|error| StoreError::Backend { doing: "starting the writer", detail: error.to_string() })?;
-        Ok(Self { queue, published, readers, writer: Mutex::new(Some(thread)) })
+        Ok(Self { commits, published, readers, thread: Mutex::new(Some(thread)) })
     }
 
     fn memory(&self) -> RwLockReadGuard<'_, Memory> {
@@ -89,7 +96,7 @@ impl SqliteStore {
         F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
-        self.queue.submit(Durability::Synced, command).await
+        self.commits.submit(Durability::Synced, Place::Anywhere, command).await
     }
 
     /// For steps that nobody was promised: see [`Durability::Written`].
@@ -98,7 +105,7 @@ impl SqliteStore {
         F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
-        self.queue.submit(Durability::Written, command).await
+        self.commits.submit(Durability::Written, Place::Anywhere, command).await
     }
 
     fn live(&self, filter: &SandboxFilter) -> Vec<Arc<SandboxRow>> {
@@ -107,10 +114,10 @@ impl SqliteStore {
 
     /// Lets the writer finish what waits, and waits for it.
     fn finish(&self) {
-        self.queue.close();
+        self.commits.close();
         self.readers.close();
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if writer.is_some_and(|thread| thread.join().is_err()) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the store's writer panicked");
         }
     }
@@ -290,7 +297,8 @@ impl Store for SqliteStore {
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        self.note(move |unit| unit.prune(before, limit)).await
+        // Many rows: longer than a caller's thread should be kept.
+        self.commits.submit(Durability::Written, Place::Thread, move |unit| unit.prune(before, limit)).await
     }
 
     async fn event_append(&self, event: Event) -> Result<EventSeq, StoreError> {
@@ -326,12 +334,12 @@ impl Store for SqliteStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         // The writer may be in the middle of a commit: nothing else may wait on this thread meanwhile.
-        let (queue, readers) = (Arc::clone(&self.queue), Arc::clone(&self.readers));
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (commits, readers) = (Arc::clone(&self.commits), Arc::clone(&self.readers));
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ended = tokio::task::spawn_blocking(move || {
-            queue.close();
+            commits.close();
             readers.close();
-            writer.is_none_or(|thread| thread.join().is_ok())
+            thread.is_none_or(|thread| thread.join().is_ok())
         });
         match ended.await {
             Ok(true) => Ok(()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::checkpoint::make_room;
 use super::error::Doing;
 use crate::StoreError;
 
@@ -44,13 +45,14 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     conn.busy_timeout(BUSY_WAIT).doing("opening the database")?;
     refuse_newer(&conn, path)?;
-    // The journal size limit lets a log that a burst made long shrink again. Checkpoints are the writer's own business.
+    // The journal size limit lets a log that a burst made long shrink again; it stays above the room that the log is given. Checkpoints are the writer's own business.
     conn.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; \
          PRAGMA cache_size = -16384; PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 0;",
     )
     .doing("setting up the database")?;
     migrate(&mut conn)?;
+    make_room(path);
     Ok(conn)
 }
 

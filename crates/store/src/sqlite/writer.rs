@@ -1,32 +1,23 @@
-//! The writer: one thread, one connection, one transaction for all commands that wait.
+//! The writer: one connection, and the memory that runs ahead of what readers see.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::checkpoint::{Checkpointer, checkpoint};
+use super::checkpoint::{Checkpointer, How, checkpoint};
 use super::error::Doing;
+use super::job::Durability;
 use super::memory::Memory;
-use super::queue::{Durability, Job, Next, Queue};
+use super::queue::Batch;
 use super::schema::DatabaseLock;
 use super::unit::{Change, Unit};
 use crate::StoreError;
 
-/// The log is copied into the database after so many commands (a command alone writes some 5 to 8 pages of 4 KiB) ...
-const COMMANDS_BETWEEN_CHECKPOINTS: usize = 1000;
-/// ... or when nothing has come for so long after at least this many. The first commit into a log that begins anew waits for the
-/// disk twice, so a lone claim after a pause should not have to begin one.
-const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_millis(200);
-/// See above.
-const COMMANDS_WORTH_A_CHECKPOINT: usize = 500;
-/// Pages of 4 KiB in the log from which on the writer itself copies the rest: 64 MiB.
-const LOG_PAGES_MAX: i64 = 16 * 1024;
+/// Commands after which the writer looks how long the log is. A command writes some 5 to 8 pages when it is alone.
+const COMMANDS_BETWEEN_LOOKS: usize = 16;
 
 pub(super) struct Writer {
     pub(super) conn: Connection,
-    pub(super) queue: Arc<Queue>,
     /// Runs ahead of `published` inside a transaction.
     pub(super) memory: Memory,
     /// What readers see: changed after the commit only.
@@ -35,39 +26,23 @@ pub(super) struct Writer {
     pub(super) checkpointer: Checkpointer,
     /// What the connection's next commit promises.
     pub(super) durability: Durability,
+    /// Commands since the last look at the log.
+    pub(super) unlooked: usize,
     /// Held as long as this writer lives.
     pub(super) lock: DatabaseLock,
 }
 
 impl Writer {
-    /// Executes commands until the queue is closed and empty, then leaves a database without a log.
-    pub(super) fn run(mut self) {
-        let mut commands = 0;
-        loop {
-            let patience = (commands >= COMMANDS_WORTH_A_CHECKPOINT).then_some(IDLE_BEFORE_CHECKPOINT);
-            match self.queue.next(patience) {
-                Next::Jobs(jobs) => {
-                    commands += jobs.len();
-                    self.batch(jobs);
-                    if commands >= COMMANDS_BETWEEN_CHECKPOINTS {
-                        self.checkpointer.begin();
-                        commands = 0;
-                    }
-                }
-                Next::Idle => {
-                    self.checkpointer.begin();
-                    commands = 0;
-                }
-                Next::Closed => break,
-            }
-            // Under a load that never pauses the copier may never catch up. Then this thread does, while nothing comes in.
-            if self.checkpointer.finished().is_some_and(|pages| pages > LOG_PAGES_MAX) {
-                checkpoint(&self.conn, "PASSIVE");
-            }
-        }
+    /// Copies what the checkpointer could not catch up with.
+    pub(super) fn copy_rest(&self) {
+        checkpoint(&self.conn, How::Passive);
+    }
+
+    /// Leaves a database without a log.
+    pub(super) fn end(self) {
         let Self { conn, lock, checkpointer, .. } = self;
         drop(checkpointer);
-        checkpoint(&conn, "TRUNCATE");
+        checkpoint(&conn, How::Truncate);
         if let Err((_, error)) = conn.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
         }
@@ -75,9 +50,14 @@ impl Writer {
         drop(lock);
     }
 
-    /// One transaction: every command in it succeeds or fails alone, and none is answered before the commit.
-    fn batch(&mut self, jobs: VecDeque<Box<dyn Job>>) {
-        let mut jobs: VecDeque<_> = jobs.into_iter().filter(|job| !job.abandoned()).collect();
+    /// One transaction: every command in it succeeds or fails alone, and none is answered before the commit. Returns what
+    /// the commit promised.
+    pub(super) fn batch(&mut self, mut jobs: Batch) -> Durability {
+        jobs.retain(|job| !job.abandoned());
+        if jobs.is_empty() {
+            return Durability::Written;
+        }
+        self.unlooked += jobs.len();
         let committed = self.execute(&mut jobs);
         match committed {
             Ok(changes) => {
@@ -91,6 +71,18 @@ impl Writer {
             Err(error) => {
                 tracing::error!(%error, commands = jobs.len(), "a transaction failed and was taken back");
                 jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
+            }
+        }
+        self.look_at_the_log();
+        self.durability
+    }
+
+    fn look_at_the_log(&mut self) {
+        self.checkpointer.count();
+        if self.unlooked >= COMMANDS_BETWEEN_LOOKS {
+            self.unlooked = 0;
+            if let Some(log) = checkpoint(&self.conn, How::Noop) {
+                self.checkpointer.look(log);
             }
         }
     }
@@ -110,7 +102,7 @@ impl Writer {
         Ok(())
     }
 
-    fn execute(&mut self, jobs: &mut VecDeque<Box<dyn Job>>) -> Result<Vec<Change>, StoreError> {
+    fn execute(&mut self, jobs: &mut Batch) -> Result<Vec<Change>, StoreError> {
         let promised = jobs.iter().any(|job| job.durability() == Durability::Synced);
         self.promise(if promised { Durability::Synced } else { Durability::Written })?;
         let mut unit = Unit::new(&self.conn, &mut self.memory, &mut self.last_seq);
@@ -130,7 +122,7 @@ impl Writer {
     }
 }
 
-fn run_all(unit: &mut Unit<'_>, jobs: &mut VecDeque<Box<dyn Job>>) -> Result<(), StoreError> {
+fn run_all(unit: &mut Unit<'_>, jobs: &mut Batch) -> Result<(), StoreError> {
     simple(unit.conn, "BEGIN IMMEDIATE", "beginning a transaction")?;
     for (index, job) in jobs.iter_mut().enumerate() {
         let mark = unit.mark();
