@@ -147,7 +147,16 @@ async fn a_damaged_record_is_named_and_hurts_nobody_else() {
     assert!(matches!(&corrupt, StoreError::Corrupt { what: "sandbox", key, .. } if *key == first.id.to_string()), "{corrupt:?}");
     assert!(store.sandbox_claim(claim_request(pool.id, clock.tick())).await.unwrap().is_some());
     drop(store);
-    // What must be in memory must be readable: a server that forgets a live sandbox would leak it.
+    // What must be in memory must be readable: a server that forgets a live sandbox would leak it, and one that forgets an
+    // image would collect what sandboxes are made from.
+    let store = open(&path);
+    store.image_put(image(None, "base", 7)).await.unwrap();
+    drop(store);
+    let whole: String = Connection::open(&path).unwrap().query_row("SELECT record FROM image", [], |row| row.get(0)).unwrap();
+    damage("UPDATE image SET record = '{}'");
+    let refused = SqliteStore::open(&path).unwrap_err();
+    assert!(matches!(&refused, StoreError::Corrupt { what: "image", key, .. } if key.starts_with("base")), "{refused:?}");
+    Connection::open(&path).unwrap().execute("UPDATE image SET record = ?1", [whole]).unwrap();
     damage("UPDATE sandbox SET record = 'nonsense' WHERE live = 1");
     assert!(matches!(SqliteStore::open(&path), Err(StoreError::Corrupt { what: "sandbox", .. })));
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row, params};
-use sandbank_model::{ApiKey, Pool, PoolId, Sandbox, SandboxId, Tenant, TenantId, Timestamp};
+use sandbank_model::{ApiKey, Image, Pool, PoolId, Sandbox, SandboxId, Template, Tenant, TenantId, Timestamp};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -28,6 +28,12 @@ pub(super) fn load(conn: &Connection) -> Result<(Memory, u64), StoreError> {
         let (id, tenant) = (pool.id, pool.tenant);
         memory.put_pool(id, Some(Arc::new(pool)));
         load_history(conn, &mut memory, id, tenant)?;
+    }
+    for template in records::<Template>(conn, "template", "SELECT name, record FROM template WHERE newest = 1")? {
+        memory.templates.put(template.tenant, template.name.clone(), Some(Arc::new(template)));
+    }
+    for image in records::<Image>(conn, "image", "SELECT name, record FROM image")? {
+        memory.images.put(image.tenant, image.name.clone(), Some(Arc::new(image)));
     }
     load_sandboxes(conn, &mut memory)?;
     let last: Option<i64> = conn.query_row("SELECT MAX(seq) FROM event", [], |row| row.get(0)).doing(DOING)?;
@@ -90,10 +96,11 @@ fn records<T: DeserializeOwned>(conn: &Connection, what: &'static str, sql: &str
     Ok(found)
 }
 
-/// The record in column 1, called by the id in column 0 when it cannot be read.
+/// The record in column 1, called by the id or name in column 0 when it cannot be read.
 fn record<T: DeserializeOwned>(row: &Row<'_>, what: &'static str) -> Result<T, StoreError> {
     let text: String = row.get(1).doing(DOING)?;
-    let key = || row.get::<_, [u8; 16]>(0).map_or_else(|_| "?".to_owned(), |id| Uuid::from_bytes(id).to_string());
+    let name = || row.get::<_, String>(0).unwrap_or_else(|_| "?".to_owned());
+    let key = || row.get::<_, [u8; 16]>(0).map_or_else(|_| name(), |id| Uuid::from_bytes(id).to_string());
     decode(what, key, &text)
 }
 

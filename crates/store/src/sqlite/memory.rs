@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sandbank_model::{
-    ApiKey, ApiKeyId, KeyHash, Pool, PoolCounts, PoolId, PoolName, Sandbox, SandboxId, State, Tenant, TenantId, Timestamp, Usage,
+    ApiKey, ApiKeyId, Image, ImageName, KeyHash, Pool, PoolCounts, PoolId, PoolName, Sandbox, SandboxId, State, Template, Tenant,
+    TenantId, Timestamp, Usage,
 };
 
+use super::shelf::Shelf;
 use crate::PoolSummary;
 
 /// Failed sandboxes of one pool that are remembered for its summary; a count saturates here.
@@ -44,6 +46,9 @@ pub(super) struct Memory {
     tenant_names: HashMap<String, TenantId>,
     keys: HashMap<KeyHash, Arc<ApiKey>>,
     key_ids: HashMap<ApiKeyId, KeyHash>,
+    /// The newest version of each.
+    pub(super) templates: Shelf<PoolName, Template>,
+    pub(super) images: Shelf<ImageName, Image>,
 }
 
 impl Memory {

@@ -16,6 +16,7 @@ mod queue;
 mod read;
 mod sandboxes;
 mod schema;
+mod shelf;
 mod unit;
 mod writer;
 
@@ -188,8 +189,7 @@ impl Store for SqliteStore {
     }
 
     async fn template_get(&self, tenant: Option<TenantId>, name: &PoolName) -> Result<Option<Template>, StoreError> {
-        let name = name.clone();
-        self.readers.read(move |conn| read::template(conn, tenant, &name)).await
+        Ok(self.memory().templates.get(tenant, name).map(|template| Template::clone(template)))
     }
 
     async fn template_by_id(&self, id: TemplateId) -> Result<Option<Template>, StoreError> {
@@ -197,8 +197,8 @@ impl Store for SqliteStore {
     }
 
     async fn template_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<Template>, StoreError> {
-        let owners = owners.to_vec();
-        self.readers.read(move |conn| read::templates(conn, &owners)).await
+        let found = self.memory().templates.of(owners);
+        Ok(found.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     async fn template_delete(&self, tenant: Option<TenantId>, name: &PoolName) -> Result<Write<()>, StoreError> {
@@ -314,17 +314,19 @@ impl Store for SqliteStore {
     }
 
     async fn image_get(&self, tenant: TenantId, name: &ImageName) -> Result<Option<Image>, StoreError> {
-        let name = name.clone();
-        self.readers.read(move |conn| read::image(conn, tenant, &name)).await
+        let memory = self.memory();
+        let found = memory.images.get(Some(tenant), name).or_else(|| memory.images.get(None, name));
+        Ok(found.map(|image| Image::clone(image)))
     }
 
     async fn image_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<Image>, StoreError> {
-        let owners = owners.to_vec();
-        self.readers.read(move |conn| read::images(conn, &owners)).await
+        let found = self.memory().images.of(owners);
+        Ok(found.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     async fn image_all(&self) -> Result<Vec<Image>, StoreError> {
-        self.readers.read(read::all_images).await
+        let found = self.memory().images.all();
+        Ok(found.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError> {

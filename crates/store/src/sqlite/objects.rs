@@ -1,11 +1,11 @@
 //! What the writer does with tenants, keys, templates, pools and images.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 use sandbank_model::{
     ApiKey, ApiKeyId, Event, Image, ImageName, Pool, PoolId, PoolName, QuotaLimits, Template, Tenant, TenantId, Timestamp,
 };
 
-use super::error::{Doing, decode, encode, int};
+use super::error::{Doing, encode, int};
 use super::unit::Unit;
 use crate::{Insert, StoreError, Write};
 
@@ -65,21 +65,12 @@ impl Unit<'_> {
         Ok(Write::Updated(key))
     }
 
-    fn newest_template(&self, tenant: Option<TenantId>, name: &PoolName) -> Result<Option<Template>, StoreError> {
-        let text: Option<String> = self
-            .conn
-            .query_row(
-                "SELECT record FROM template WHERE owner = ?1 AND name = ?2 AND newest = 1",
-                params![owner(tenant), name.as_str()],
-                |row| row.get(0),
-            )
-            .optional()
-            .doing("reading a template")?;
-        text.map(|text| decode("template", || name.to_string(), &text)).transpose()
+    fn newest_template(&self, tenant: Option<TenantId>, name: &PoolName) -> Option<Template> {
+        self.memory().templates.get(tenant, name).map(|template| Template::clone(template))
     }
 
     pub(super) fn template_insert(&mut self, template: Template) -> Result<Insert<Template>, StoreError> {
-        if let Some(known) = self.newest_template(template.tenant, &template.name)? {
+        if let Some(known) = self.newest_template(template.tenant, &template.name) {
             return Ok(Insert::Taken(known));
         }
         self.template_write(&template)?;
@@ -87,7 +78,7 @@ impl Unit<'_> {
     }
 
     pub(super) fn template_update(&mut self, template: Template, expected: u64) -> Result<Write<Template>, StoreError> {
-        let Some(known) = self.newest_template(template.tenant, &template.name)? else { return Ok(Write::Missing) };
+        let Some(known) = self.newest_template(template.tenant, &template.name) else { return Ok(Write::Missing) };
         if known.generation != expected {
             return Ok(Write::Refused(known));
         }
@@ -102,7 +93,7 @@ impl Unit<'_> {
         Ok(Write::Updated(template))
     }
 
-    fn template_write(&self, template: &Template) -> Result<(), StoreError> {
+    fn template_write(&mut self, template: &Template) -> Result<(), StoreError> {
         const DOING: &str = "adding a template";
         let record = encode(template, DOING)?;
         // The same id again is the same version with other words: it replaces what stood under it.
@@ -121,11 +112,12 @@ impl Unit<'_> {
                 ],
             )
             .doing(DOING)?;
-        if written == 1 {
-            Ok(())
-        } else {
-            Err(StoreError::Backend { doing: DOING, detail: format!("the id {} belongs to another template", template.id) })
+        if written != 1 {
+            let detail = format!("the id {} belongs to another template", template.id);
+            return Err(StoreError::Backend { doing: DOING, detail });
         }
+        self.put_template(template.tenant, template.name.clone(), Some(template.clone()));
+        Ok(())
     }
 
     pub(super) fn template_delete(&mut self, tenant: Option<TenantId>, name: &PoolName) -> Result<Write<()>, StoreError> {
@@ -133,6 +125,7 @@ impl Unit<'_> {
             .conn
             .execute("DELETE FROM template WHERE owner = ?1 AND name = ?2", params![owner(tenant), name.as_str()])
             .doing("forgetting a template")?;
+        self.put_template(tenant, name.clone(), None);
         Ok(if gone == 0 { Write::Missing } else { Write::Updated(()) })
     }
 
@@ -182,12 +175,7 @@ impl Unit<'_> {
 
     pub(super) fn image_put(&mut self, image: Image) -> Result<Option<Image>, StoreError> {
         const DOING: &str = "adding an image";
-        let key = params![owner(image.tenant), image.name.as_str()];
-        let before: Option<String> = self
-            .conn
-            .query_row("SELECT record FROM image WHERE owner = ?1 AND name = ?2", key, |row| row.get(0))
-            .optional()
-            .doing(DOING)?;
+        let before = self.memory().images.get(image.tenant, &image.name).map(|image| Image::clone(image));
         let record = encode(&image, DOING)?;
         self.conn
             .execute(
@@ -196,7 +184,8 @@ impl Unit<'_> {
                 params![owner(image.tenant), image.name.as_str(), record],
             )
             .doing(DOING)?;
-        before.map(|text| decode("image", || image.name.to_string(), &text)).transpose()
+        self.put_image(image.tenant, image.name.clone(), Some(image));
+        Ok(before)
     }
 
     pub(super) fn image_delete(&mut self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError> {
@@ -204,11 +193,12 @@ impl Unit<'_> {
             .conn
             .execute("DELETE FROM image WHERE owner = ?1 AND name = ?2", params![owner(tenant), name.as_str()])
             .doing("forgetting an image")?;
+        self.put_image(tenant, name.clone(), None);
         Ok(if gone == 0 { Write::Missing } else { Write::Updated(()) })
     }
 }
 
 /// An owner as a key: the whole installation is the empty blob.
-pub(super) fn owner(tenant: Option<TenantId>) -> Vec<u8> {
+fn owner(tenant: Option<TenantId>) -> Vec<u8> {
     tenant.map(|id| id.uuid().as_bytes().to_vec()).unwrap_or_default()
 }

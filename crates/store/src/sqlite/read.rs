@@ -1,18 +1,17 @@
-//! Reading what is not in memory: ended sandboxes, events, templates, images.
+//! Reading what is not in memory: ended sandboxes, events, older versions of templates.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
-use sandbank_model::{Event, Image, ImageName, PoolName, Sandbox, SandboxId, State, Template, TemplateId, TenantId, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use sandbank_model::{Event, Sandbox, SandboxId, State, Template, TemplateId, Timestamp};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::error::{Doing, decode, int};
 use super::memory::SandboxRow;
-use super::objects::owner;
 use super::sandboxes::sorted_at;
 use super::schema::open_reader;
 use crate::{EventFilter, Page, PageRequest, SandboxFilter, StoreError};
@@ -241,73 +240,10 @@ pub(super) fn events(conn: &Connection, filter: &EventFilter, limit: u32) -> Res
     rows.into_iter().map(|(seq, text)| decode("event", || seq.to_string(), &text)).collect()
 }
 
-fn one<T: serde::de::DeserializeOwned>(
-    conn: &Connection,
-    what: &'static str,
-    sql: &str,
-    values: impl rusqlite::Params,
-) -> Result<Option<T>, StoreError> {
-    let found: Option<(String, String)> = conn
-        .prepare_cached(sql)
-        .and_then(|mut select| select.query_row(values, |row| Ok((row.get(0)?, row.get(1)?))).optional())
-        .doing("reading a record")?;
-    found.map(|(name, text)| decode(what, || name, &text)).transpose()
-}
-
-pub(super) fn template(conn: &Connection, tenant: Option<TenantId>, name: &PoolName) -> Result<Option<Template>, StoreError> {
-    let sql = "SELECT name, record FROM template WHERE owner = ?1 AND name = ?2 AND newest = 1";
-    one(conn, "template", sql, params![owner(tenant), name.as_str()])
-}
-
 pub(super) fn template_by_id(conn: &Connection, id: TemplateId) -> Result<Option<Template>, StoreError> {
-    one(conn, "template", "SELECT name, record FROM template WHERE id = ?1", [id.uuid().as_bytes()])
-}
-
-pub(super) fn templates(conn: &Connection, owners: &[Option<TenantId>]) -> Result<Vec<Template>, StoreError> {
-    let sql = "SELECT name, record FROM template WHERE owner = ?1 AND newest = 1 ORDER BY name";
-    of_owners(conn, "template", sql, owners, |template: &Template| template.name.to_string())
-}
-
-pub(super) fn image(conn: &Connection, tenant: TenantId, name: &ImageName) -> Result<Option<Image>, StoreError> {
-    // The owner's blob is longer than the installation's empty one, so it comes first.
-    let sql = "SELECT name, record FROM image WHERE name = ?2 AND owner IN (?1, x'') ORDER BY owner DESC LIMIT 1";
-    one(conn, "image", sql, params![owner(Some(tenant)), name.as_str()])
-}
-
-pub(super) fn images(conn: &Connection, owners: &[Option<TenantId>]) -> Result<Vec<Image>, StoreError> {
-    let sql = "SELECT name, record FROM image WHERE owner = ?1 ORDER BY name";
-    of_owners(conn, "image", sql, owners, |image: &Image| image.name.to_string())
-}
-
-pub(super) fn all_images(conn: &Connection) -> Result<Vec<Image>, StoreError> {
-    many(conn, "image", "SELECT name, record FROM image ORDER BY name, owner", [])
-}
-
-fn of_owners<T: serde::de::DeserializeOwned>(
-    conn: &Connection,
-    what: &'static str,
-    sql: &str,
-    owners: &[Option<TenantId>],
-    name: impl Fn(&T) -> String,
-) -> Result<Vec<T>, StoreError> {
-    let mut found = Vec::new();
-    let mut seen = HashSet::new();
-    for one in owners.iter().filter(|one| seen.insert(**one)) {
-        found.extend(many::<T>(conn, what, sql, [owner(*one)])?);
-    }
-    found.sort_by_key(|record| name(record));
-    Ok(found)
-}
-
-fn many<T: serde::de::DeserializeOwned>(
-    conn: &Connection,
-    what: &'static str,
-    sql: &str,
-    values: impl rusqlite::Params,
-) -> Result<Vec<T>, StoreError> {
-    let rows: Vec<(String, String)> = conn
-        .prepare_cached(sql)
-        .and_then(|mut select| select.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
-        .doing("reading records")?;
-    rows.into_iter().map(|(name, text)| decode(what, || name, &text)).collect()
+    let found: Option<(String, String)> = conn
+        .prepare_cached("SELECT name, record FROM template WHERE id = ?1")
+        .and_then(|mut select| select.query_row([id.uuid().as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .doing("reading a template")?;
+    found.map(|(name, text)| decode("template", || name, &text)).transpose()
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
-use sandbank_model::{ApiKey, Event, EventSeq, KeyHash, Pool, PoolId, SandboxId, State, Tenant, TenantId, Timestamp};
+use sandbank_model::{
+    ApiKey, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName, SandboxId, State, Template, Tenant, TenantId,
+    Timestamp,
+};
 
 use super::error::{Doing, encode, int};
 use super::memory::{Memory, SandboxRow};
@@ -18,6 +21,8 @@ pub(super) enum Change {
     Pool(PoolId, Option<Arc<Pool>>),
     Tenant(TenantId, Option<Arc<Tenant>>),
     Key(KeyHash, Option<Arc<ApiKey>>),
+    Template(Option<TenantId>, PoolName, Option<Arc<Template>>),
+    Image(Option<TenantId>, ImageName, Option<Arc<Image>>),
 }
 
 impl Change {
@@ -33,6 +38,14 @@ impl Change {
             Self::Pool(id, pool) => Self::Pool(id, memory.put_pool(id, pool)),
             Self::Tenant(id, tenant) => Self::Tenant(id, memory.put_tenant(id, tenant)),
             Self::Key(hash, key) => Self::Key(hash, memory.put_key(hash, key)),
+            Self::Template(owner, name, template) => {
+                let old = memory.templates.put(owner, name.clone(), template);
+                Self::Template(owner, name, old)
+            }
+            Self::Image(owner, name, image) => {
+                let old = memory.images.put(owner, name.clone(), image);
+                Self::Image(owner, name, old)
+            }
         }
     }
 }
@@ -114,6 +127,14 @@ impl<'a> Unit<'a> {
 
     pub(super) fn put_key(&mut self, key: ApiKey) {
         self.change(Change::Key(key.hash, Some(Arc::new(key))));
+    }
+
+    pub(super) fn put_template(&mut self, owner: Option<TenantId>, name: PoolName, template: Option<Template>) {
+        self.change(Change::Template(owner, name, template.map(Arc::new)));
+    }
+
+    pub(super) fn put_image(&mut self, owner: Option<TenantId>, name: ImageName, image: Option<Image>) {
+        self.change(Change::Image(owner, name, image.map(Arc::new)));
     }
 
     /// Appends an event and gives it its position. Positions of commands that fail stay unused.
