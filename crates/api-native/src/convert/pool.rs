@@ -5,15 +5,15 @@ use std::time::Duration;
 use sandbank_control::{OwnerView, PoolChange, PoolRequest, PoolStatistics, PoolView, SyncPreview, TemplateSource};
 use sandbank_http::{format_binary_bytes, format_go_duration, format_millis, format_time};
 use sandbank_model::{
-    Autoscaling, Counting, Overrides, Pool, PoolCounts, PoolName, PoolPhase, PoolPolicies, Resources, SandboxSpec,
-    ScaleDownPolicy, ScaleUpMode, ScaleUpPolicy, Sizing, StringMap, TemplateSpec, Visibility,
+    Autoscaling, Counting, Overrides, Pool, PoolCounts, PoolName, PoolPhase, PoolPolicies, ScaleDownPolicy, ScaleUpMode,
+    ScaleUpPolicy, Sizing, StringMap,
 };
 use serde_json::{Value, json};
 
 use super::pod::to_yaml;
 use super::{
-    DOCS, IMAGE_POLICY, QUOTA_LABEL, ResourceTexts, argv, environment, expiry_action, expiry_wire, image_name, labels,
-    optional_text, positive, runtimes_model, shown_annotations, spec_document, template_name, template_spec, timeout,
+    DOCS, IMAGE_POLICY, QUOTA_LABEL, ResourceTexts, SpecFields, expiry_action, expiry_wire, image_name, labels, optional_text,
+    plain_template, positive, shown_annotations, spec_document, template_name, template_spec, timeout,
 };
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
@@ -49,7 +49,8 @@ pub(crate) fn pool_request(request: wire::CreatePoolRequest) -> ApiResult<PoolRe
     } = request;
     let mut spec = spec.unwrap_or_default();
     spec.template_name = top_template.or(spec.template_name).filter(|name| !name.is_empty());
-    let inline = InlineFields { texts: ResourceTexts { cpu, memory, disk, pids }, env, user, workdir, command };
+    let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };
+    let inline = InlineFields { fields, env };
     let min = min_replicas.or(spec.min_replicas);
     let sizing = Sizing {
         replicas: replicas.or(spec.replicas).or(min).unwrap_or(1),
@@ -90,28 +91,8 @@ pub(crate) fn pool_request(request: wire::CreatePoolRequest) -> ApiResult<PoolRe
 
 /// Template fields that stand beside `image`.
 struct InlineFields {
-    texts: ResourceTexts,
+    fields: SpecFields,
     env: Option<wire::TextMap>,
-    user: Option<String>,
-    workdir: Option<String>,
-    command: Option<Vec<String>>,
-}
-
-impl InlineFields {
-    fn given(&self) -> Option<&'static str> {
-        let Self { texts: ResourceTexts { cpu, memory, disk, pids }, env, user, workdir, command } = self;
-        let rows = [
-            ("cpu", cpu.is_some()),
-            ("memory", memory.is_some()),
-            ("disk", disk.is_some()),
-            ("pids", pids.is_some()),
-            ("env", env.is_some()),
-            ("user", user.is_some()),
-            ("workdir", workdir.is_some()),
-            ("command", command.is_some()),
-        ];
-        rows.into_iter().find(|(_, given)| *given).map(|(field, _)| field)
-    }
 }
 
 fn template_source(spec: wire::PoolSpecInput, image: Option<String>, inline: InlineFields) -> ApiResult<TemplateSource> {
@@ -120,10 +101,12 @@ fn template_source(spec: wire::PoolSpecInput, image: Option<String>, inline: Inl
     if sources > 1 {
         return Err(ApiError::bad_request("give only one of templateName, spec.template and image"));
     }
+    let InlineFields { fields, env } = inline;
     if let Some(image) = image {
-        return inline_template(&image, inline).map(|spec| TemplateSource::Inline(Box::new(spec)));
+        let sandbox = fields.spec(image_name("image", &image)?, env)?;
+        return Ok(TemplateSource::Inline(Box::new(plain_template(sandbox))));
     }
-    if let Some(field) = inline.given() {
+    if let Some(field) = fields.given().or(env.map(|_| "env")) {
         return Err(ApiError::bad_request(format!("{field} can only be given with image: put it into the template")));
     }
     let wire::PoolSpecInput { template_name: named, template, idle_image, runtimes, .. } = spec;
@@ -136,29 +119,6 @@ fn template_source(spec: wire::PoolSpecInput, image: Option<String>, inline: Inl
         }
         (None, None) => Err(ApiError::bad_request("either templateName or spec.template is required (or image)")),
     }
-}
-
-fn inline_template(image: &str, inline: InlineFields) -> ApiResult<TemplateSpec> {
-    let InlineFields { texts, env, user, workdir, command } = inline;
-    let sandbox = SandboxSpec {
-        command: command.map(|command| argv("command", command)).transpose()?.unwrap_or_default(),
-        env: environment("env", env)?,
-        resources: texts.parse()?.over(Resources::DEFAULT),
-        user: optional_text("user", user, 64)?,
-        workdir: optional_text("workdir", workdir, 4096)?,
-        ..SandboxSpec::of_image(image_name("image", image)?)
-    };
-    Ok(TemplateSpec {
-        description: None,
-        sandbox,
-        idle_image: None,
-        runtimes: runtimes_model(Vec::new())?,
-        visibility: Visibility::default(),
-        startup_timeout: None,
-        idle_timeout: None,
-        labels: StringMap::new(),
-        annotations: StringMap::new(),
-    })
 }
 
 fn refuse_pull_secret(secret: Option<&wire::ImagePullSecret>) -> ApiResult<()> {

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use sandbank_agent_protocol::Metrics;
 use sandbank_control::{
-    Claim, CreateSandbox, CreateSource, LeaseRequest, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, SpecChange,
-    WhenEmpty,
+    Claim, CreateSandbox, CreateSource, LeaseRequest, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, WhenEmpty,
 };
 use sandbank_http::{format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
-use super::{CONTAINER, ResourceTexts, argv, environment, expiry_action, image_name, labels, optional_text, positive, timeout};
+use super::{CONTAINER, ResourceTexts, SpecFields, environment, expiry_action, image_name, labels, positive, timeout};
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
 use crate::wire;
@@ -58,17 +57,9 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         env: environment("env", env)?,
     };
     let image = chosen_image(image, container_images)?;
-    let texts = ResourceTexts { cpu, memory, disk, pids };
-    let values = texts.parse()?;
-    let changes = SpecChange {
-        cpu_millis: values.cpu_millis,
-        memory_bytes: values.memory_bytes,
-        disk_bytes: values.disk_bytes,
-        pids: values.pids,
-        user: optional_text("user", user, 64)?,
-        workdir: optional_text("workdir", workdir, 4096)?,
-        command: command.map(|command| argv("command", command)).transpose()?,
-    };
+    let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };
+    let given = fields.given();
+    let changes = fields.change()?;
     let Some(pool) = pool_name.filter(|name| !name.is_empty()) else {
         let source = create_source(image, template_name)?;
         return Ok(Wanted::Create(Box::new(CreateSandbox { source, changes, lease, driver: None })));
@@ -76,7 +67,12 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
     if template_name.is_some() {
         return Err(ApiError::bad_request("poolName and templateName exclude each other: a pool has its template"));
     }
-    refuse_changes(&changes)?;
+    if let Some(field) = given {
+        // A warm sandbox is what its pool made it: nothing of it can be changed by a claim.
+        return Err(ApiError::bad_request(format!(
+            "{field} cannot be given with poolName: set it in the pool, or leave poolName out"
+        )));
+    }
     let named = parse_pool(&pool, cluster_id)?;
     let when_empty = match when_empty {
         None | Some(wire::WhenEmptyWire::Wait) => WhenEmpty::Wait(startup_timeout),
@@ -107,26 +103,6 @@ fn create_source(image: Option<String>, template: Option<String>) -> ApiResult<C
         (None, None) => {
             Err(ApiError::bad_request("poolName is required (or image, or templateName, for a sandbox without a pool)"))
         }
-    }
-}
-
-/// A warm sandbox is what its pool made it: nothing of it can be changed by a claim.
-fn refuse_changes(changes: &SpecChange) -> ApiResult<()> {
-    let SpecChange { cpu_millis, memory_bytes, disk_bytes, pids, user, workdir, command } = changes;
-    let given = [
-        ("cpu", cpu_millis.is_some()),
-        ("memory", memory_bytes.is_some()),
-        ("disk", disk_bytes.is_some()),
-        ("pids", pids.is_some()),
-        ("user", user.is_some()),
-        ("workdir", workdir.is_some()),
-        ("command", command.is_some()),
-    ];
-    match given.into_iter().find(|(_, given)| *given) {
-        Some((field, _)) => Err(ApiError::bad_request(format!(
-            "{field} cannot be given with poolName: set it in the pool, or leave poolName out"
-        ))),
-        None => Ok(()),
     }
 }
 

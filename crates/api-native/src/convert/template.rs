@@ -3,14 +3,13 @@
 use sandbank_control::{TemplateRequest, TemplateView};
 use sandbank_http::{format_binary_bytes, format_millis, format_time};
 use sandbank_model::{
-    PoolName, PortSpec, Probe, Resources, Runtime, SandboxSpec, SemVer, StringMap, Template, TemplateSpec, Visibility,
-    VisibilityRule,
+    PoolName, PortSpec, Probe, Runtime, SandboxSpec, SemVer, StringMap, Template, TemplateSpec, Visibility, VisibilityRule,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::pod::{PodParts, document, parse_document, pod_document, pod_parts, to_yaml, typed};
-use super::{DOCS, POD_TEMPLATE, ResourceTexts, argv, environment, image_name, labels, optional_text, text};
+use super::{DOCS, POD_TEMPLATE, ResourceTexts, SpecFields, image_name, labels, optional_text, text};
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
 
@@ -133,7 +132,7 @@ fn announce(sandbox: &mut SandboxSpec, runtimes: &[Runtime]) {
     }
 }
 
-pub(crate) fn runtimes_model(runtimes: Vec<wire::RuntimeWire>) -> ApiResult<Vec<Runtime>> {
+fn runtimes_model(runtimes: Vec<wire::RuntimeWire>) -> ApiResult<Vec<Runtime>> {
     if runtimes.len() > RUNTIMES_MAX {
         return Err(ApiError::bad_request(format!("runtimes has {} entries: at most {RUNTIMES_MAX} are taken", runtimes.len())));
     }
@@ -209,29 +208,30 @@ pub(crate) fn simple_template(request: wire::SimpleTemplateRequest, path_name: O
     } = request;
     let name = resolve_name(name.as_deref(), path_name)?;
     let image = image.ok_or_else(|| ApiError::bad_request("image is required"))?;
-    let texts = ResourceTexts { cpu, memory, disk, pids };
-    let sandbox = SandboxSpec {
-        image: image_name("image", &image)?,
-        command: command.map(|command| argv("command", command)).transpose()?.unwrap_or_default(),
-        env: environment("env", env)?,
-        resources: texts.parse()?.over(Resources::DEFAULT),
-        user: optional_text("user", user, 64)?,
-        workdir: optional_text("workdir", workdir, 4096)?,
-        ports: ports_model(ports.unwrap_or_default())?,
-        hostname: None,
-    };
+    let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };
+    let sandbox =
+        SandboxSpec { ports: ports_model(ports.unwrap_or_default())?, ..fields.spec(image_name("image", &image)?, env)? };
     let spec = TemplateSpec {
         description: description.map(|given| text("description", given, 4000)).transpose()?,
+        labels: labels("metadata", metadata)?,
+        ..plain_template(sandbox)
+    };
+    Ok(TemplateRequest { name, version: version_model(version)?, spec, global: false, expected_generation: None })
+}
+
+/// A template that says nothing but what its sandboxes are.
+pub(crate) fn plain_template(sandbox: SandboxSpec) -> TemplateSpec {
+    TemplateSpec {
+        description: None,
         sandbox,
         idle_image: None,
         runtimes: Vec::new(),
         visibility: Visibility::default(),
         startup_timeout: None,
         idle_timeout: None,
-        labels: labels("metadata", metadata)?,
+        labels: StringMap::new(),
         annotations: StringMap::new(),
-    };
-    Ok(TemplateRequest { name, version: version_model(version)?, spec, global: false, expected_generation: None })
+    }
 }
 
 fn ports_model(ports: Vec<wire::PortWire>) -> ApiResult<Vec<PortSpec>> {
