@@ -337,6 +337,7 @@ fn pool_status(counts: &PoolCounts, phase: PoolPhase, message: Option<String>) -
             PoolPhase::Terminating => wire::Phase::Terminating,
         },
         idle_replicas: ready,
+        // A warm sandbox can be claimed, also an outdated one; one that breaks is `Failed` at once.
         unavailable_idle_replicas: 0,
         running_replicas: claimed,
         starting_replicas: provisioning,
