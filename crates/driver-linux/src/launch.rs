@@ -89,6 +89,7 @@ pub(crate) struct LauncherClient {
     command: Vec<OsString>,
     lock_path: PathBuf,
     sandboxes: PathBuf,
+    cgroup_bases: Vec<PathBuf>,
     seq: AtomicU64,
     current: tokio::sync::Mutex<Option<Arc<Running>>>,
 }
@@ -110,14 +111,9 @@ struct Running {
 }
 
 impl LauncherClient {
-    /// For launchers that work in `sandboxes`, one at a time, as the lock file says.
-    pub(crate) fn new(command: Vec<OsString>, lock_path: PathBuf, sandboxes: PathBuf) -> Self {
-        Self { command, lock_path, sandboxes, seq: AtomicU64::new(1), current: tokio::sync::Mutex::new(None) }
-    }
-
-    /// Makes sure that one runs.
-    pub(crate) async fn ensure(&self) -> Result<(), DriverError> {
-        self.running().await.map(drop)
+    /// For launchers that work in `sandboxes` and in the cgroups below `cgroup_bases`, one at a time, as the lock file says.
+    pub(crate) fn new(command: Vec<OsString>, lock_path: PathBuf, sandboxes: PathBuf, cgroup_bases: Vec<PathBuf>) -> Self {
+        Self { command, lock_path, sandboxes, cgroup_bases, seq: AtomicU64::new(1), current: tokio::sync::Mutex::new(None) }
     }
 
     /// Pid of the running one.
@@ -125,7 +121,7 @@ impl LauncherClient {
         self.current.lock().await.as_ref().filter(|running| !running.dead.load(Ordering::Acquire)).map(|running| running.pid)
     }
 
-    /// Waits until neither a launcher that died nor a child that it had begun is at work any more.
+    /// Makes sure that one runs, and so that neither a launcher that died nor a child that it had begun is at work any more.
     pub(crate) async fn settle(&self) -> Result<(), DriverError> {
         self.running().await.map(drop)
     }
@@ -192,7 +188,7 @@ impl LauncherClient {
                 tracing::info!(pid = child.id(), ?status, "the launcher ended");
             })
             .map_err(|error| failed(error.to_string()))?;
-        let configure = Order::Configure { sandboxes: self.sandboxes.clone() };
+        let configure = Order::Configure { sandboxes: self.sandboxes.clone(), cgroup_bases: self.cgroup_bases.clone() };
         running
             .send(&configure)
             .await

@@ -13,6 +13,7 @@ mod manifest;
 mod ranges;
 mod remover;
 pub mod seccomp;
+mod skeleton;
 mod sys;
 
 pub use driver::{LinuxConfig, LinuxDriver};

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::io::Errno;
 
 use crate::image::remove_tree;
+use crate::skeleton::{self, Skeletons};
 
 /// Threads that remove. They sleep when there is nothing to do.
 const THREADS: usize = 8;
@@ -29,11 +30,13 @@ pub(crate) struct Remover {
     trash: PathBuf,
     moved: AtomicU64,
     queue: SyncSender<PathBuf>,
+    skeletons: Skeletons,
 }
 
 impl Remover {
-    /// Starts the threads, first with what an earlier server left in `trash`. The directory must exist.
-    pub(crate) fn start(trash: PathBuf) -> std::io::Result<Self> {
+    /// Starts the threads, first with what an earlier server left in `trash`. The directory must exist. `grafts` as in
+    /// [`skeleton::strip`].
+    pub(crate) fn start(trash: PathBuf, grafts: Vec<PathBuf>) -> std::io::Result<Self> {
         let mut left = Vec::new();
         for bucket in 0..BUCKETS {
             let bucket = trash.join(format!("{bucket:02x}"));
@@ -42,11 +45,13 @@ impl Remover {
         }
         let (queue, receiver) = sync_channel(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
+        let skeletons = Skeletons::default();
         for _ in 0..THREADS {
-            let receiver = Arc::clone(&receiver);
-            std::thread::Builder::new().name("remover".to_owned()).spawn(move || remove_all(&receiver))?;
+            let (receiver, grafts, skeletons) = (Arc::clone(&receiver), grafts.clone(), skeletons.clone());
+            let thread = std::thread::Builder::new().name("remover".to_owned());
+            thread.spawn(move || remove_all(&receiver, &grafts, &skeletons))?;
         }
-        let remover = Self { trash, moved: AtomicU64::new(0), queue };
+        let remover = Self { trash, moved: AtomicU64::new(0), queue, skeletons };
         for path in left {
             remover.enqueue(path);
         }
@@ -67,18 +72,32 @@ impl Remover {
         Ok(())
     }
 
+    /// An emptied directory in which the next sandbox can be made. Whoever takes one moves it away, or gives it back.
+    pub(crate) fn take_skeleton(&self) -> Option<PathBuf> {
+        self.skeletons.take()
+    }
+
+    /// Takes back a skeleton that was perhaps not used. May wait for the disk.
+    pub(crate) fn give_back(&self, skeleton: PathBuf) {
+        self.enqueue(skeleton);
+    }
+
     fn enqueue(&self, path: PathBuf) {
         // It fails only when all threads are gone; then the next start finds it.
         let _ = self.queue.send(path);
     }
 }
 
-fn remove_all(queue: &Mutex<Receiver<PathBuf>>) {
+fn remove_all(queue: &Mutex<Receiver<PathBuf>>, grafts: &[PathBuf], skeletons: &Skeletons) {
     // Of this thread alone: cleaning up gives way to serving.
     let _ = rustix::process::setpriority_process(None, REMOVER_NICE);
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(path) = next else { return };
+        // What is not as expected is removed, whatever it is.
+        if skeleton::strip(&path, grafts).unwrap_or(false) && skeletons.keep(&path) {
+            continue;
+        }
         if let Err(error) = remove_tree(&path) {
             tracing::warn!(path = %path.display(), %error, "a destroyed sandbox's files could not all be removed; the next start tries again");
         }

@@ -31,6 +31,8 @@ pub(crate) struct CgroupOrder {
     pub(crate) writes: Vec<(String, String)>,
     /// Whether it is a cgroup v2 directory, which the sandbox is born in; a v1 directory it enters by itself.
     pub(crate) v2: bool,
+    /// Whether it exists already, with everything written.
+    pub(crate) kept: bool,
 }
 
 impl CgroupBase {
@@ -97,7 +99,11 @@ impl CgroupBase {
     /// delegated) are dropped: their limits are then not enforced.
     pub(crate) fn prepare(&mut self) {
         self.v1.retain(|(_, dir)| std::fs::create_dir_all(dir).is_ok() && writable(dir));
+        self.prepare_v2();
         self.give_way();
+    }
+
+    fn prepare_v2(&mut self) {
         if self.v2_dir().is_none() {
             self.v2 = None;
         }
@@ -113,7 +119,6 @@ impl CgroupBase {
             };
             enable_in_own(own, name) && enable(parent) && enable(Some(dir))
         });
-        self.give_way();
     }
 
     /// All sandboxes together weigh a quarter of an ordinary process group when the machine is short of CPU, so that neither hostile
@@ -155,11 +160,9 @@ impl CgroupBase {
         }
     }
 
-    /// What to make and write for a sandbox with these limits.
-    pub(crate) fn orders(&self, id: SandboxId, limits: &Resources) -> Vec<CgroupOrder> {
-        let groups = self.sandbox(id);
+    /// What to make and write for a sandbox with these cgroups and limits. `kept`: they come from the stock.
+    pub(crate) fn orders(&self, groups: &SandboxCgroups, limits: &Resources, kept: bool) -> Vec<CgroupOrder> {
         let has_v2 = |name: &str| self.v2.as_ref().is_some_and(|(_, controllers)| controllers.contains(&name));
-        let quota = u64::from(limits.cpu_millis) * 100;
         let entry = |file: &str, value: String| (file.to_owned(), value);
         let mut orders: Vec<CgroupOrder> = Vec::new();
         for dir in groups.directories() {
@@ -174,19 +177,24 @@ impl CgroupBase {
                 writes.push(entry("pids.max", limits.pids.to_string()));
             }
             if is(&groups.cpu) {
-                writes.push(entry("cpu.cfs_quota_us", quota.max(1000).to_string()));
+                writes.push(entry("cpu.cfs_quota_us", cpu_quota_us(limits)));
             }
             if v2 && has_v2("memory") {
                 writes.push(entry("memory.max", limits.memory_bytes.to_string()));
                 writes.push(entry("memory.swap.max?", "0".to_owned()));
             }
             if v2 && has_v2("cpu") {
-                writes.push(entry("cpu.max", format!("{} 100000", quota.max(1000))));
+                writes.push(entry("cpu.max", format!("{} 100000", cpu_quota_us(limits))));
             }
-            orders.push(CgroupOrder { dir: dir.clone(), writes, v2 });
+            orders.push(CgroupOrder { dir: dir.clone(), writes, v2, kept });
         }
         orders
     }
+}
+
+/// Processor time in each period of 100 ms, microseconds; the kernel takes no less than 1000.
+pub(super) fn cpu_quota_us(limits: &Resources) -> String {
+    (u64::from(limits.cpu_millis) * 100).max(1000).to_string()
 }
 
 /// Enables a controller in our own cgroup. A cgroup that holds processes cannot give controllers on (unless it is the root), so
@@ -283,7 +291,7 @@ mod tests {
     fn a_pure_v2_layout_uses_one_directory_for_everything() {
         let mounts = "25 20 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
         let base = CgroupBase::parse(mounts, "0::/system.slice/sandbank.service\n", "x1");
-        let orders = base.orders(id(), &Resources::DEFAULT);
+        let orders = base.orders(&base.sandbox(id()), &Resources::DEFAULT, false);
         assert_eq!(orders.len(), 1);
         assert!(orders[0].v2);
         assert_eq!(orders[0].dir, PathBuf::from(format!("/sys/fs/cgroup/system.slice/sandbank.service/sandbank/x1/{}", id())));

@@ -1,6 +1,7 @@
 //! Control groups of sandboxes: limits, freezing, counters, killing and removal, in cgroup v1, v2 and hybrid layouts.
 
 mod layout;
+mod stock;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use layout::{CgroupBase, CgroupOrder};
+pub(crate) use stock::{CgroupStock, is_kept_name, remove_kept};
 
 /// The cgroup directories of one sandbox, by what they are for. Written into its manifest, so that a later server finds them
 /// even when it runs in another cgroup itself.
@@ -53,6 +55,11 @@ impl SandboxCgroups {
         all.sort();
         all.dedup();
         all
+    }
+
+    /// The last parts of the directories' names: the sandbox's id, or one of its own.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &std::ffi::OsStr> {
+        self.directories().into_iter().filter_map(|dir| dir.file_name())
     }
 
     /// Whether it can be frozen.
@@ -144,6 +151,8 @@ impl SandboxCgroups {
 
 /// Most levels of cgroups below a sandbox's own that are cleared away. Nothing inside can make any.
 const DEPTH_MAX: u32 = 8;
+/// Bytes of a control file after which reading ends.
+const SMALL_MAX: usize = 16 * 1024;
 /// Longest waits for dying processes, about two seconds together.
 const REMOVE_TRIES: u32 = 60;
 
@@ -175,17 +184,16 @@ pub(crate) fn write_value(path: &Path, value: &str) -> Result<(), Errno> {
     rustix::io::write(&file, value.as_bytes()).map(drop)
 }
 
-/// Reads a small control file.
+/// Reads a small control file, to about 16 KiB.
 fn read_small(path: &Path) -> Result<String, Errno> {
     let file = rustix::fs::open(path.as_os_str().as_bytes(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = vec![0u8; 16 * 1024];
-    let mut length = 0;
+    let mut text = Vec::with_capacity(1024);
+    let mut part = [0; 1024];
     loop {
-        let read = rustix::io::read(&file, &mut text[length..])?;
-        length += read;
-        if read == 0 || length == text.len() {
-            text.truncate(length);
-            return Ok(String::from_utf8_lossy(&text).into_owned());
+        let read = rustix::io::read(&file, &mut part)?;
+        text.extend_from_slice(&part[..read]);
+        if read == 0 || text.len() >= SMALL_MAX {
+            return Ok(String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Taking over after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::live::Live;
 use super::{Shared, blocking, failed, io_errno};
-use crate::cgroup::SandboxCgroups;
+use crate::cgroup::{SandboxCgroups, is_kept_name};
 use crate::manifest::Manifest;
 
 /// Longest wait for a known sandbox's agent.
@@ -89,7 +90,9 @@ impl Shared {
         let doomed: Vec<SandboxId> = adopted.orphans.iter().chain(adopted.gone.keys()).copied().collect();
         self.destroy_all(doomed).await;
         self.remove_strangers(strangers).await?;
-        self.remove_stray_cgroups(adopted.alive.keys().copied().collect()).await?;
+        let names = |live: Arc<Live>| live.cgroups.names().map(OsStr::to_owned).collect::<Vec<_>>();
+        let alive = adopted.alive.keys().filter_map(|id| self.get(*id).ok()).flat_map(names).collect();
+        self.remove_stray_cgroups(alive).await?;
         Ok(adopted)
     }
 
@@ -172,13 +175,14 @@ impl Shared {
     }
 
     /// Removes cgroups of this data directory that belong to no living sandbox.
-    async fn remove_stray_cgroups(&self, alive: BTreeSet<SandboxId>) -> Result<(), DriverError> {
+    async fn remove_stray_cgroups(&self, alive: BTreeSet<OsString>) -> Result<(), DriverError> {
         let bases = noted_cgroup_directories(&self.config.data_dir);
         blocking("remove stray cgroups", move || {
             for base in bases {
                 for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
-                    let id = entry.file_name().to_str().and_then(|name| name.parse::<SandboxId>().ok());
-                    if id.is_some_and(|id| !alive.contains(&id)) {
+                    let name = entry.file_name();
+                    let ours = name.to_str().is_some_and(|name| is_kept_name(name) || name.parse::<SandboxId>().is_ok());
+                    if ours && !alive.contains(&name) {
                         let stray = SandboxCgroups { unified: Some(entry.path()), ..SandboxCgroups::default() };
                         stray.kill_all();
                         if let Err((path, errno)) = stray.remove() {

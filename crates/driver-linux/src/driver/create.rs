@@ -1,5 +1,6 @@
 //! Making a sandbox.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use sandbank_driver::{CreateRequest, DriverError};
 use sandbank_model::{DriverHandle, SandboxId};
 use tokio::sync::oneshot;
 
+use super::destroy::clear_cgroups;
 use super::live::Live;
-use super::{Shared, failed, io_errno};
+use super::{Shared, blocking, failed, io_errno};
+use crate::cgroup::SandboxCgroups;
 use crate::image::root_plan;
 use crate::launch::{Begun, FailureWatch, LaunchError};
 use crate::launcher::MakeOrder;
@@ -49,9 +52,13 @@ impl Shared {
         }
         let mut deaths = 0;
         loop {
-            let result = self.try_create(&request).await;
+            let order = self.order(&request)?;
+            let kept = order.cgroups.iter().any(|order| order.kept).then(|| order.manifest.cgroups.clone());
+            let skeleton = order.skeleton.clone();
+            let result = self.try_create(order).await;
             let Err(error) = result else { return result.map_err(into_driver_error) };
             self.destroy(id).await?;
+            self.give_back(skeleton, kept).await?;
             deaths += u32::from(error.is_death());
             if deaths >= LAUNCHER_DEATHS_MAX || !error.is_death() {
                 return Err(into_driver_error(error));
@@ -59,16 +66,28 @@ impl Shared {
         }
     }
 
-    async fn try_create(self: &Arc<Self>, request: &CreateRequest) -> Result<DriverHandle, LaunchError> {
-        let order = self.order(request).map_err(LaunchError::Unavailable)?;
+    /// Has what an order that failed had taken, and perhaps did not use, removed. The launcher must be done with the order.
+    async fn give_back(self: &Arc<Self>, skeleton: Option<PathBuf>, kept: Option<SandboxCgroups>) -> Result<(), DriverError> {
+        let shared = Arc::clone(self);
+        blocking("give back what was kept", move || {
+            if let Some(skeleton) = skeleton {
+                shared.remover.give_back(skeleton);
+            }
+            kept.map_or(Ok(()), |cgroups| clear_cgroups(&cgroups))
+        })
+        .await
+    }
+
+    async fn try_create(self: &Arc<Self>, order: MakeOrder) -> Result<DriverHandle, LaunchError> {
         let manifest = order.manifest.clone();
         let begun = self.launcher.begin(order).await?;
         let Begun { pid, pidfd, mut failure } = begun;
         let live = Live::new(&manifest, pid, pidfd)
             .map_err(|error| LaunchError::Unavailable(failed("watch the first process", io_errno(&error))))?;
         let live = Arc::new(live);
-        self.live().insert(request.id, Arc::clone(&live));
+        self.live().insert(live.id, Arc::clone(&live));
         self.await_agent(&live, &mut failure).await?;
+        live.set_complete();
         self.watch(&live);
         Ok(live.handle())
     }
@@ -95,17 +114,21 @@ impl Shared {
         let limits = request.spec.resources.clamped();
         let root = root_plan(&self.images, &request.image)?;
         let layers = root.lowers.iter().filter_map(|lower| self.images.layer_of(lower)).collect();
-        let manifest = Manifest {
-            id: request.id,
-            pid: 0,
-            start_ticks: 0,
-            boot_id: self.boot_id.clone(),
-            range: if self.id_ranges { Some(self.ranges().take(request.id)?) } else { None },
-            cgroups: self.cgroups.sandbox(request.id),
-            limits,
-            layers,
-        };
-        Ok(MakeOrder { seq: 0, manifest, root, hostname: hostname(request), cgroups: self.cgroups.orders(request.id, &limits) })
+        let range = if self.id_ranges { Some(self.ranges().take(request.id)?) } else { None };
+        // Last, since what is taken has to be used or given back.
+        let kept = self.cgroup_stock.take(&limits);
+        let (cgroups, is_kept) = kept.map_or_else(|| (self.cgroups.sandbox(request.id), false), |kept| (kept, true));
+        let orders = self.cgroups.orders(&cgroups, &limits, is_kept);
+        let manifest =
+            Manifest { id: request.id, pid: 0, start_ticks: 0, boot_id: self.boot_id.clone(), range, cgroups, limits, layers };
+        Ok(MakeOrder {
+            seq: 0,
+            manifest,
+            skeleton: self.remover.take_skeleton(),
+            root,
+            hostname: hostname(request),
+            cgroups: orders,
+        })
     }
 }
 

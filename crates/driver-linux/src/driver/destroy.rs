@@ -10,6 +10,7 @@ use sandbank_model::SandboxId;
 
 use super::live::Live;
 use super::{Shared, blocking, failed, io_errno, millis};
+use crate::cgroup::SandboxCgroups;
 use crate::manifest::{Manifest, start_ticks};
 
 /// Longest wait for killed processes to end. Memory and open files of a large sandbox take a while to give back.
@@ -39,10 +40,10 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         blocking("destroy the sandbox", move || {
-            if let Err((path, errno)) = cgroups.remove() {
-                // Somebody that the pid namespace does not hold is in there.
-                cgroups.kill_all();
-                cgroups.remove().map_err(|_| failed(format!("remove the cgroup {}", path.display()), errno))?;
+            let kept =
+                live.filter(|live| live.is_complete()).is_some_and(|live| shared.cgroup_stock.keep(&cgroups, &live.limits));
+            if !kept {
+                clear_cgroups(&cgroups)?;
             }
             shared.remover.remove(&dir).map_err(|errno| failed(format!("remove {}", dir.display()), errno))
         })
@@ -73,6 +74,15 @@ impl Shared {
         let live = Live::new(manifest, manifest.pid, pidfd);
         live.map(Some).map_err(|error| failed("watch the first process", io_errno(&error)))
     }
+}
+
+/// Removes cgroups with all that is in them.
+pub(super) fn clear_cgroups(cgroups: &SandboxCgroups) -> Result<(), DriverError> {
+    cgroups.remove().or_else(|(path, errno)| {
+        // Somebody that the pid namespace does not hold is in there.
+        cgroups.kill_all();
+        cgroups.remove().map_err(|_| failed(format!("remove the cgroup {}", path.display()), errno))
+    })
 }
 
 /// A pidfd of the process that the manifest means; `None` when it has ended.

@@ -26,6 +26,8 @@ pub(super) struct Live {
     /// Image layers that it is made of.
     pub(super) layers: Vec<String>,
     frozen: AtomicBool,
+    /// Its agent has answered, so its cgroups have all their limits. Never set for what an earlier server made.
+    complete: AtomicBool,
     /// Destroying has begun: its end is no news.
     ending: AtomicBool,
     /// Processes killed for want of memory that have been told of.
@@ -47,6 +49,7 @@ impl Live {
             limits: manifest.limits,
             layers: manifest.layers.clone(),
             frozen: AtomicBool::new(false),
+            complete: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             oom_kills_told: AtomicU64::new(0),
             disk_used: AtomicU64::new(0),
@@ -66,6 +69,14 @@ impl Live {
 
     pub(super) fn set_frozen(&self, frozen: bool) {
         self.frozen.store(frozen, Ordering::Release);
+    }
+
+    pub(super) fn set_complete(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     pub(super) fn begin_ending(&self) {

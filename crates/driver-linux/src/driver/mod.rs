@@ -25,7 +25,7 @@ use sandbank_model::{DriverHandle, Image, SandboxId};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::cgroup::CgroupBase;
+use crate::cgroup::{CgroupBase, CgroupStock};
 use crate::image::{ImageStore, ImportLimits};
 use crate::launch::LauncherClient;
 use crate::manifest::boot_id;
@@ -94,6 +94,7 @@ struct Shared {
     /// The same, opened: short paths to the agents' sockets lead through it.
     sandboxes_fd: OwnedFd,
     cgroups: CgroupBase,
+    cgroup_stock: CgroupStock,
     launcher: LauncherClient,
     images: ImageStore,
     remover: Remover,
@@ -121,11 +122,16 @@ impl LinuxDriver {
         cgroups.prepare();
         adopt::note_cgroup_directories(&config.data_dir, &cgroups.directories())?;
         let images = ImageStore::open(&config.data_dir)?;
-        let launcher =
-            LauncherClient::new(config.launcher_command.clone(), config.data_dir.join("launcher.lock"), sandboxes.clone());
-        launcher.ensure().await?;
+        let launcher = LauncherClient::new(
+            config.launcher_command.clone(),
+            config.data_dir.join("launcher.lock"),
+            sandboxes.clone(),
+            cgroups.directories(),
+        );
+        launcher.settle().await?;
         let trash = private_dir(&config.data_dir.join("trash"))?;
-        let remover = Remover::start(trash).map_err(|error| failed("start removing", io_errno(&error)))?;
+        let remover =
+            Remover::start(trash, images.graft_targets()).map_err(|error| failed("start removing", io_errno(&error)))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new(Shared {
             capabilities: capabilities(&cgroups),
@@ -133,6 +139,7 @@ impl LinuxDriver {
             sandboxes,
             sandboxes_fd,
             cgroups,
+            cgroup_stock: CgroupStock::default(),
             launcher,
             images,
             remover,
@@ -160,6 +167,7 @@ impl Drop for LinuxDriver {
         for live in self.shared.live().values() {
             live.stop_watching();
         }
+        self.shared.cgroup_stock.close();
         self.shared.cgroups.remove_empty();
     }
 }

@@ -129,6 +129,11 @@ impl ImageStore {
         NewLayers { layers: Vec::new(), on_host: true, config }
     }
 
+    /// Where the host's directories are seen in sandboxes of [`Self::builtin_image`].
+    pub(crate) fn graft_targets(&self) -> Vec<PathBuf> {
+        self.inner.host_grafts.iter().map(|(target, _)| target.clone()).collect()
+    }
+
     /// The layer that a directory of a [`RootPlan`] belongs to, `None` for the host's own: for telling
     /// [`Self::retain_layers`] what a living sandbox uses.
     #[must_use]

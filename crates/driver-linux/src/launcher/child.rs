@@ -63,9 +63,7 @@ impl Child<'_> {
         }
         self.write_manifest()?;
         for order in self.order.cgroups.iter().filter(|order| !order.v2) {
-            make_cgroup(order)?;
-            // `tasks` and not `cgroup.procs`: for the caller's own single thread the kernel then takes no global lock.
-            write_value(&order.dir.join("tasks"), "0").at("enter a cgroup")?;
+            enter_cgroup(order)?;
         }
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
         // Without a range only the group 0 exists.
@@ -126,6 +124,21 @@ impl Child<'_> {
         let agent = unsafe { BorrowedFd::borrow_raw(AGENT_PROGRAM_FD) };
         Err(sys::exec_fd(agent, &AGENT_ARGV, &AGENT_ENVIRONMENT)).at("run the agent")
     }
+}
+
+/// Enters a cgroup v1 directory, which is made unless it is there already.
+fn enter_cgroup(order: &CgroupOrder) -> Step<()> {
+    // `tasks` and not `cgroup.procs`: for the caller's own single thread the kernel then takes no global lock.
+    let enter = || write_value(&order.dir.join("tasks"), "0");
+    if order.kept {
+        match enter() {
+            // Somebody tidied up.
+            Err(Errno::NOENT | Errno::NODEV) => {}
+            result => return result.at("enter a cgroup"),
+        }
+    }
+    make_cgroup(order)?;
+    enter().at("enter a cgroup")
 }
 
 /// Makes one cgroup directory and writes its limits.

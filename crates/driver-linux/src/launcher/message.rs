@@ -22,6 +22,8 @@ pub(crate) enum Order {
     Configure {
         /// `<data>/sandboxes`.
         sandboxes: PathBuf,
+        /// Where sandboxes' cgroups are.
+        cgroup_bases: Vec<PathBuf>,
     },
     /// Make a sandbox.
     Make(Box<MakeOrder>),
@@ -34,6 +36,8 @@ pub(crate) struct MakeOrder {
     pub(crate) seq: u64,
     /// What will be written down; its pid and start time are filled in by the sandbox's first process.
     pub(crate) manifest: Manifest,
+    /// An emptied sandbox directory to use instead of a new one, while it is there.
+    pub(crate) skeleton: Option<PathBuf>,
     /// Root file system.
     pub(crate) root: RootPlan,
     /// Host name inside.

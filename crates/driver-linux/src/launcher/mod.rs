@@ -10,12 +10,13 @@ mod step;
 mod userns;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::cgroup::remove_kept;
 use crate::channel;
 use crate::seccomp::Filter;
 use crate::sys::{self, Cloned};
@@ -65,6 +66,7 @@ struct Launcher {
     namespaces: UserNamespaces,
     sandboxes: PathBuf,
     sandboxes_fd: OwnedFd,
+    cgroup_bases: Vec<PathBuf>,
 }
 
 impl Launcher {
@@ -81,8 +83,8 @@ impl Launcher {
         let own_pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).at("open its own pidfd")?;
         let agent = sealed_agent().at("seal the agent's program")?;
         let filter = Filter::compile().map_err(|_| StepError { step: "compile the system call filter", errno: Errno::INVAL })?;
-        let sandboxes = match receive(&channel)? {
-            Some(Order::Configure { sandboxes }) => sandboxes,
+        let (sandboxes, cgroup_bases) = match receive(&channel)? {
+            Some(Order::Configure { sandboxes, cgroup_bases }) => (sandboxes, cgroup_bases),
             _ => return Err(Errno::PROTO).at("be configured"),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -96,6 +98,7 @@ impl Launcher {
             namespaces: UserNamespaces::default(),
             sandboxes,
             sandboxes_fd,
+            cgroup_bases,
         })
     }
 
@@ -108,11 +111,23 @@ impl Launcher {
                 Err(error) => self.answer(&failure(&order, error), None)?,
             }
         }
+        // However the server ended, nobody uses what it kept any more.
+        remove_kept(&self.cgroup_bases);
         Ok(())
     }
 
     fn answer(&self, answer: &Answer, pidfd: Option<BorrowedFd<'_>>) -> Step<()> {
         channel::send(self.channel.as_fd(), answer, pidfd, SendFlags::NOSIGNAL).at("answer the server")
+    }
+
+    /// Makes a sandbox's directory, of a skeleton where there is one. It fails when there is a directory with something in it.
+    fn make_directory(&self, name: &str, skeleton: Option<&Path>) -> Step<()> {
+        if let Some(skeleton) = skeleton
+            && rustix::fs::renameat(CWD, skeleton, &self.sandboxes_fd, name).is_ok()
+        {
+            return Ok(());
+        }
+        rustix::fs::mkdirat(&self.sandboxes_fd, name, Mode::RWXU).at("make the sandbox's directory")
     }
 
     /// Begins a sandbox: its directory, its agent's socket, its first process.
@@ -124,7 +139,7 @@ impl Launcher {
         };
         let own_ids = (rustix::process::geteuid(), rustix::process::getegid());
         let flags = if userns.is_some() { NAMESPACES } else { NAMESPACES | libc::CLONE_NEWUSER };
-        rustix::fs::mkdirat(&self.sandboxes_fd, &name, Mode::RWXU).at("make the sandbox's directory")?;
+        self.make_directory(&name, order.skeleton.as_deref())?;
         let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir_fd =
             rustix::fs::openat(&self.sandboxes_fd, &name, dir_flags, Mode::empty()).at("open the sandbox's directory")?;

@@ -72,9 +72,7 @@ pub(super) fn isolate() -> Step<()> {
 pub(super) fn root(path: &Path, plan: &RootPlan, ids: &Ids<'_>) -> Step<()> {
     let sandbox = open_dir(path).at("open the sandbox's directory")?;
     let sandbox = sandbox.as_fd();
-    for dir in ["upper", "work"] {
-        make_dir(sandbox, dir).at("make the upper directory")?;
-    }
+    make_overlay_dirs(sandbox, Path::new("")).at("make the upper directory")?;
     for graft in &plan.grafts {
         make_graft_dirs(sandbox, graft).at("make a graft's directories")?;
     }
@@ -111,7 +109,13 @@ fn make_graft_dirs(sandbox: BorrowedFd<'_>, graft: &Graft) -> Result<(), Errno> 
     make_dir(sandbox, "grafts")?;
     let base = Path::new("grafts").join(&graft.target);
     make_dir(sandbox, &base)?;
-    make_dir(sandbox, base.join("upper"))?;
+    make_overlay_dirs(sandbox, &base)
+}
+
+/// `upper` must not be there: one that another sandbox had would bring its mode, its attributes and its files. `work` may be left in
+/// a skeleton.
+fn make_overlay_dirs(sandbox: BorrowedFd<'_>, base: &Path) -> Result<(), Errno> {
+    rustix::fs::mkdirat(sandbox, base.join("upper"), Mode::from_raw_mode(0o755))?;
     make_dir(sandbox, base.join("work"))
 }
 

@@ -214,7 +214,8 @@ pub fn fresh_id() -> SandboxId {
     SandboxId::new(Timestamp::from_millis(1_700_000_000_000), random)
 }
 
-/// What exists because of one data directory.
+/// What exists because of one data directory, but for what is kept, empty, for the next sandboxes: see [`spare_groups`] and
+/// [`skeletons`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Census {
     pub processes: Vec<String>,
@@ -227,7 +228,7 @@ pub struct Census {
 impl Census {
     pub fn take(data: &Path) -> Self {
         let bases = cgroup_bases(data);
-        let cgroups: Vec<PathBuf> = bases.iter().flat_map(|base| subdirectories(base)).collect();
+        let cgroups: Vec<PathBuf> = bases.iter().flat_map(|base| subdirectories(base)).filter(|group| !is_spare(group)).collect();
         let instance = bases.first().and_then(|base| base.file_name()).map(|name| name.to_string_lossy().into_owned());
         Self {
             processes: instance.map(|instance| processes_of(&instance)).unwrap_or_default(),
@@ -259,13 +260,41 @@ pub fn pids_inside(data: &Path) -> Vec<u32> {
     lists.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-fn cgroup_bases(data: &Path) -> Vec<PathBuf> {
+pub fn cgroup_bases(data: &Path) -> Vec<PathBuf> {
     std::fs::read(data.join("cgroups.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// cgroup directories kept for the next sandboxes, or used by those that got them.
+pub fn spare_groups(data: &Path) -> Vec<PathBuf> {
+    cgroup_bases(data).iter().flat_map(|base| subdirectories(base)).filter(|group| is_spare(group)).collect()
+}
+
+fn is_spare(group: &Path) -> bool {
+    group.file_name().is_some_and(|name| name.to_string_lossy().starts_with("spare-"))
+}
+
+/// Emptied directories kept for the next sandboxes.
+pub fn skeletons(data: &Path) -> Vec<PathBuf> {
+    all_trash(data).into_iter().filter(|dir| is_skeleton(dir)).collect()
 }
 
 /// What was destroyed and is not yet removed.
 fn trash(data: &Path) -> Vec<PathBuf> {
+    all_trash(data).into_iter().filter(|dir| !is_skeleton(dir)).collect()
+}
+
+fn all_trash(data: &Path) -> Vec<PathBuf> {
     subdirectories(&data.join("trash")).iter().flat_map(|bucket| subdirectories(bucket)).collect()
+}
+
+/// Whether nothing but empty `work` directories is left.
+fn is_skeleton(dir: &Path) -> bool {
+    let overlays = subdirectories(&dir.join("grafts"));
+    let stripped = |dir: &Path| {
+        !dir.join("upper").exists() && std::fs::read_dir(dir.join("work")).is_ok_and(|mut work| work.next().is_none())
+    };
+    let files = ["agent.sock", "manifest.json"];
+    stripped(dir) && overlays.iter().all(|overlay| stripped(overlay)) && files.iter().all(|file| !dir.join(file).exists())
 }
 
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
