@@ -67,6 +67,8 @@ struct Launcher {
     sandboxes: PathBuf,
     sandboxes_fd: OwnedFd,
     cgroup_bases: Vec<PathBuf>,
+    /// For orders. Kept, since each page of a fresh one would be copied that a child still shares.
+    packet: Vec<u8>,
 }
 
 impl Launcher {
@@ -83,7 +85,8 @@ impl Launcher {
         let own_pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).at("open its own pidfd")?;
         let agent = sealed_agent().at("seal the agent's program")?;
         let filter = Filter::compile().map_err(|_| StepError { step: "compile the system call filter", errno: Errno::INVAL })?;
-        let (sandboxes, cgroup_bases) = match receive(&channel)? {
+        let mut packet = vec![0; PACKET_MAX];
+        let (sandboxes, cgroup_bases) = match receive(&channel, &mut packet)? {
             Some(Order::Configure { sandboxes, cgroup_bases }) => (sandboxes, cgroup_bases),
             _ => return Err(Errno::PROTO).at("be configured"),
         };
@@ -99,12 +102,13 @@ impl Launcher {
             sandboxes,
             sandboxes_fd,
             cgroup_bases,
+            packet,
         })
     }
 
     /// Takes orders until the server closes its end.
     fn serve(&mut self) -> Step<()> {
-        while let Some(order) = receive(&self.channel)? {
+        while let Some(order) = receive(&self.channel, &mut self.packet)? {
             let Order::Make(order) = order else { return Err(Errno::PROTO).at("take an order") };
             match self.make(&order) {
                 Ok((pid, pidfd)) => self.answer(&Answer::Begun { seq: order.seq, pid }, Some(pidfd.as_fd()))?,
@@ -177,9 +181,8 @@ fn failure(order: &MakeOrder, error: StepError) -> Answer {
     Answer::Failed { seq: order.seq, step: error.step.to_owned(), errno: error.errno.raw_os_error() }
 }
 
-fn receive(channel: &OwnedFd) -> Step<Option<Order>> {
-    let mut packet = vec![0; PACKET_MAX];
-    let received = channel::receive::<Order>(channel.as_fd(), &mut packet).at("take an order")?;
+fn receive(channel: &OwnedFd, packet: &mut [u8]) -> Step<Option<Order>> {
+    let received = channel::receive::<Order>(channel.as_fd(), packet).at("take an order")?;
     Ok(received.map(|(order, _)| order))
 }
 
