@@ -7,6 +7,8 @@ mod archives;
 mod commits;
 #[path = "image/hostile.rs"]
 mod hostile;
+#[path = "image/layers.rs"]
+mod layers;
 #[path = "image/store.rs"]
 mod store;
 #[path = "image/tree.rs"]

@@ -226,6 +226,21 @@ pub enum ImportSource {
     Directory(std::path::PathBuf),
 }
 
+/// A layer of an image from elsewhere, on its way into the driver's store.
+pub struct NewLayer {
+    /// `sha256:` and 64 hexadecimal digits of the archive: what it is kept by, and checked against.
+    pub diff_id: String,
+    /// The layer's tar archive without compression, with whiteouts as the OCI image specification writes them. Read on a thread
+    /// that may wait; whoever gives up lets it fail.
+    pub archive: Box<dyn std::io::Read + Send>,
+}
+
+impl std::fmt::Debug for NewLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewLayer").field("diff_id", &self.diff_id).finish_non_exhaustive()
+    }
+}
+
 /// Layers that an import or a commit made, not yet named by any image record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewLayers {
@@ -274,6 +289,12 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The image that needs no import, if the driver has one.
     fn builtin_image(&self) -> Option<NewLayers>;
+
+    /// The layer with this digest, if it is there. It stays for an hour even when no image names it.
+    async fn find_layer(&self, diff_id: &str) -> Result<Option<Layer>, DriverError>;
+
+    /// Unpacks a layer and keeps it; the same one is kept once. Nothing is left of one that is refused.
+    async fn add_layer(&self, layer: NewLayer) -> Result<Layer, DriverError>;
 
     /// Imports a root filesystem.
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError>;

@@ -19,9 +19,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
 use sandbank_driver::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayers, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, Target,
 };
-use sandbank_model::{DriverHandle, Image, SandboxId};
+use sandbank_model::{DriverHandle, Image, Layer, SandboxId};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
@@ -421,6 +421,16 @@ impl Driver for LinuxDriver {
 
     fn builtin_image(&self) -> Option<NewLayers> {
         Some(self.shared.images.builtin_image())
+    }
+
+    async fn find_layer(&self, diff_id: &str) -> Result<Option<Layer>, DriverError> {
+        Ok(self.shared.images.find_layer(diff_id))
+    }
+
+    async fn add_layer(&self, layer: NewLayer) -> Result<Layer, DriverError> {
+        let images = self.shared.images.clone();
+        let add = move || images.add_layer(&layer.diff_id, layer.archive, &ImportLimits::default());
+        blocking("unpack a layer", add).await
     }
 
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {

@@ -85,6 +85,14 @@ pub(super) fn is_layer_xattr(name: &[u8]) -> bool {
     is_plain_xattr(name) || OPAQUE.contains(&name)
 }
 
+/// Marks a directory as hiding what lies beneath. Without root, overlayfs reads the mark among the attributes that users may set,
+/// see `userxattr` in its documentation.
+pub(super) fn make_opaque(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    let [trusted, user] = OPAQUE;
+    let name = if can_give_away() { trusted } else { user };
+    rustix::fs::fsetxattr(dir, name, b"y", XattrFlags::empty())
+}
+
 /// Copies the attributes that `wanted` takes. Those that the file system or missing privileges refuse are left out.
 pub(super) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: fn(&[u8]) -> bool) -> Result<(), Errno> {
     let size = match rustix::fs::flistxattr_query(from) {

@@ -14,7 +14,7 @@ use super::copy::{Copied, Copier, CopyAs, open_source};
 use super::error::{failed, invalid, shown};
 use super::members::Members;
 use super::staging::{Lasting, Staging, random_name};
-use super::unpack::Unpacker;
+use super::unpack::{UnpackAs, Unpacker};
 
 /// How much may be imported or committed at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,11 @@ impl Default for ImportLimits {
 }
 
 impl ImportLimits {
+    /// Most bytes of an archive after decompression: headers and padding take at most a few blocks an entry more than the files.
+    pub(super) fn stream_bytes_max(&self) -> u64 {
+        self.bytes_max.saturating_add(self.entries_max.saturating_mul(2048)).saturating_add(1 << 20)
+    }
+
     pub(super) fn check_entries(&self, entries: u64) -> Result<(), DriverError> {
         if entries > self.entries_max {
             return Err(invalid(format!("there are more than {} files, which is the limit", self.entries_max)));
@@ -91,10 +96,8 @@ impl ImageStore {
 
 /// Unpacks an archive; its digest names the layer, so that the same archive is kept once.
 fn import_archive(path: &Path, tree: &OwnedFd, limits: &ImportLimits) -> Result<(String, u64, u64), DriverError> {
-    // Headers and padding take at most a few blocks an entry more than the files themselves.
-    let stream_max = limits.bytes_max.saturating_add(limits.entries_max.saturating_mul(2048)).saturating_add(1 << 20);
-    let mut members = Members::new(Archive::open(path, stream_max)?);
-    let mut unpacker = Unpacker::new(tree, limits);
+    let mut members = Members::new(Archive::open(path, limits.stream_bytes_max())?);
+    let mut unpacker = Unpacker::new(tree, limits, UnpackAs::Rootfs);
     unpacker.unpack(&mut members)?;
     let (bytes, skipped) = (unpacker.bytes, unpacker.skipped);
     let digest = members.into_inner().finish()?;

@@ -9,17 +9,18 @@
 //! | `staging/<random>` | layers being made and layers being removed; emptied when the store is opened |
 //!
 //! A layer is written in `staging`, flushed to disk, then renamed: a crash leaves it whole or not at all. Layer ids tell the origin:
-//! `sha256-…` (an archive's digest, so that the same archive is kept once), `dir-…` and `commit-…` (random), `host-…` (the digest of
-//! the generated base directory of the `host` image).
+//! `sha256-…` (an archive's digest, so that the same archive is kept once), `layer-…` (the digest of an image's layer, unpacked), `dir-…` and `commit-…` (random), `host-…` and
+//! `bare-…` (the digest of the generated base directory of the `host` image, and of the one beneath all others).
 
 mod archive;
+mod base;
 mod commit;
 mod copy;
 mod error;
 mod file;
 mod flush;
-mod host;
 mod import;
+mod layer;
 mod members;
 mod pax;
 mod remove;
@@ -36,6 +37,7 @@ use sandbank_model::{Image, ImageConfig, Layer};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest;
+use base::Base;
 use error::failed;
 pub use import::ImportLimits;
 pub use remove::remove_tree;
@@ -74,6 +76,8 @@ struct Inner {
     root: PathBuf,
     /// The base layer of the `host` image.
     host_layer: String,
+    /// What lies beneath images from elsewhere.
+    bare_layer: String,
     /// The host's directories that are grafted: (target, host directory).
     host_grafts: Vec<(PathBuf, PathBuf)>,
     guarded: Guarded,
@@ -110,15 +114,17 @@ impl ImageStore {
         let private = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(&root, private).map_err(failed(|| format!("protect {}", root.display())))?;
         staging::clear(&root)?;
-        let host = host::HostBase::of_this_machine();
-        let host_layer = host.layer_id();
-        let inner = Inner { root, host_layer, host_grafts: host.grafts(), guarded: Guarded::default() };
+        let (host, bare) = (Base::of_this_machine(), Base::bare());
+        let inner = Inner {
+            root,
+            host_layer: host.layer_id(),
+            bare_layer: bare.layer_id(),
+            host_grafts: host.grafts(),
+            guarded: Guarded::default(),
+        };
         let store = Self { inner: Arc::new(inner) };
-        if store.layer(&store.inner.host_layer).is_none() {
-            let unfinished = store.layer_dir(&store.inner.host_layer);
-            remove_tree(&unfinished).map_err(failed(|| format!("remove {}", unfinished.display())))?;
-            host.build(&store)?;
-        }
+        host.ensure(&store)?;
+        bare.ensure(&store)?;
         Ok(store)
     }
 
@@ -180,11 +186,9 @@ pub fn root_plan(store: &ImageStore, image: &Image) -> Result<RootPlan, DriverEr
             graft_lowers.push(host_dir.clone());
             grafts.push(Graft { target: target.clone(), lowers: graft_lowers });
         }
-        lowers.push(store.layer_dir(&store.inner.host_layer).join("fs"));
     }
-    if lowers.is_empty() {
-        return Err(missing("it has no layers".to_owned()));
-    }
+    let base = if image.on_host { &store.inner.host_layer } else { &store.inner.bare_layer };
+    lowers.push(store.layer_dir(base).join("fs"));
     Ok(RootPlan { lowers, grafts })
 }
 

@@ -43,8 +43,8 @@ impl Guarded {
 
 impl ImageStore {
     /// Removes the layers that are neither in `used` (what image records name) nor in `in_use` (what living sandboxes were made
-    /// of, see [`ImageStore::layer_of`]), nor made by this process within the last hour and not yet named by any `used`, nor the
-    /// present base of the `host` image. Safe to repeat.
+    /// of, see [`ImageStore::layer_of`]), nor made by this process within the last hour and not yet named by any `used`, nor a
+    /// present base. Safe to repeat.
     ///
     /// # Errors
     /// [`DriverError::Failed`] with the layer that could not be removed; the others are gone.
@@ -55,7 +55,7 @@ impl ImageStore {
         for entry in std::fs::read_dir(&layers).map_err(failed(step))? {
             let name = entry.map_err(failed(step))?.file_name();
             let id = name.to_string_lossy();
-            if *id == self.inner.host_layer || in_use.iter().any(|in_use| *in_use == id) {
+            if *id == self.inner.host_layer || *id == self.inner.bare_layer || in_use.iter().any(|in_use| *in_use == id) {
                 continue;
             }
             let is_used = used.iter().any(|used| *used == id);

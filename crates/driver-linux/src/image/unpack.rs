@@ -2,6 +2,9 @@
 //!
 //! Every name is resolved inside the new tree by the kernel (`openat2` with `RESOLVE_IN_ROOT`): links that the archive itself made are
 //! followed, since archives do write through `lib -> usr/lib`, but wherever they lead, it is inside. The last component is never followed.
+//!
+//! A layer of an image marks what it takes away from the layers beneath by names (`.wh.NAME`, `.wh..wh..opq`; OCI image specification,
+//! "Whiteouts"); overlayfs does it with devices and attributes. They are translated here.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -13,7 +16,7 @@ use rustix::io::Errno;
 use sandbank_driver::DriverError;
 
 use super::error::{failed, invalid, shown};
-use super::file::{Meta, bytes_on_disk, is_plain_xattr, set_xattr, write_all_at};
+use super::file::{Meta, bytes_on_disk, is_plain_xattr, make_opaque, set_xattr, write_all_at};
 use super::import::ImportLimits;
 use super::members::{Kind, Member, Members};
 use super::pax::Region;
@@ -35,7 +38,24 @@ pub(super) struct Unpacker<'a> {
     dirs: Vec<(PathBuf, Meta)>,
     dir_names_bytes: usize,
     buffer: Vec<u8>,
+    unpack_as: UnpackAs,
 }
+
+/// What an archive is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UnpackAs {
+    /// A whole root filesystem: `.wh.` is the beginning of a name like any other.
+    Rootfs,
+    /// What one layer changes of those beneath it.
+    Layer,
+}
+
+/// Beginning of a name that takes the rest of it away from the layers beneath.
+const WHITEOUT: &[u8] = b".wh.";
+/// Beginning of names that are marks of their own kind; all but the one below are notes of file systems long gone.
+const MARK: &[u8] = b".wh..wh.";
+/// Hides everything that the layers beneath have in the same directory.
+const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 
 /// A member's place.
 struct Place {
@@ -44,9 +64,9 @@ struct Place {
 }
 
 impl<'a> Unpacker<'a> {
-    pub(super) fn new(root: &'a OwnedFd, limits: &'a ImportLimits) -> Self {
+    pub(super) fn new(root: &'a OwnedFd, limits: &'a ImportLimits, unpack_as: UnpackAs) -> Self {
         let buffer = vec![0; 256 * 1024];
-        Self { root, limits, entries: 0, bytes: 0, skipped: 0, dirs: Vec::new(), dir_names_bytes: 0, buffer }
+        Self { root, limits, entries: 0, bytes: 0, skipped: 0, dirs: Vec::new(), dir_names_bytes: 0, buffer, unpack_as }
     }
 
     /// Unpacks all members.
@@ -74,6 +94,9 @@ impl<'a> Unpacker<'a> {
             return Ok(());
         }
         let parent = self.parent_of(&path, &member.name)?;
+        if self.unpack_as == UnpackAs::Layer && file_name.as_bytes().starts_with(WHITEOUT) {
+            return self.take_away(member, &parent, file_name.as_bytes());
+        }
         let place = Place { parent, name: file_name.to_owned() };
         match &member.kind {
             Kind::Dir => self.dir(member, &path, &place),
@@ -109,14 +132,17 @@ impl<'a> Unpacker<'a> {
 
     fn dir(&mut self, member: &Member, path: &Path, place: &Place) -> Result<(), DriverError> {
         let step = || format!("unpack {}", shown(&member.name));
+        let mut hides_lower = false;
         let found = rustix::fs::statat(&place.parent, &place.name, AtFlags::SYMLINK_NOFOLLOW);
         match found.map(|found| FileType::from_raw_mode(found.st_mode)) {
             Ok(FileType::Directory) => {}
             // A link to a directory stays and is filled, as `lib -> usr/lib` wants.
             Ok(FileType::Symlink) if self.open_dir(path).is_ok() => return Ok(()),
-            Ok(_) => {
+            Ok(there) => {
                 self.make_room(member, place)?;
                 rustix::fs::mkdirat(&place.parent, &place.name, Mode::RWXU).map_err(failed(step))?;
+                // A device can only be this layer's own whiteout: the old directory went, a new one came.
+                hides_lower = there == FileType::CharacterDevice;
             }
             Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(&place.parent, &place.name, Mode::RWXU).map_err(failed(step))?;
@@ -127,12 +153,43 @@ impl<'a> Unpacker<'a> {
         let dir = rustix::fs::openat(&place.parent, &place.name, flags, Mode::empty()).map_err(failed(step))?;
         meta(member).apply_owner(&dir).map_err(failed(step))?;
         set_xattrs(member, &dir).map_err(failed(step))?;
+        if hides_lower {
+            make_opaque(dir.as_fd()).map_err(failed(step))?;
+        }
         self.dir_names_bytes += path.as_os_str().len();
         if self.dir_names_bytes > DIR_NAMES_BYTES_MAX {
             return Err(invalid("the archive has too many directories to be unpacked"));
         }
         self.dirs.push((path.to_owned(), meta(member)));
         Ok(())
+    }
+
+    /// A mark: what it names is not to be seen in the layers beneath. What this layer itself has stays, whichever came first.
+    fn take_away(&mut self, member: &Member, parent: &OwnedFd, mark: &[u8]) -> Result<(), DriverError> {
+        let step = || format!("unpack {}", shown(&member.name));
+        if mark == OPAQUE_MARK {
+            return make_opaque(parent.as_fd()).map_err(failed(step));
+        }
+        if mark.starts_with(MARK) {
+            return Ok(());
+        }
+        let name = &mark[WHITEOUT.len()..];
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(invalid(format!("the layer is broken: {} takes nothing away that could be there", shown(&member.name))));
+        }
+        let name = OsStr::from_bytes(name);
+        match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map(|found| FileType::from_raw_mode(found.st_mode)) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(failed(step))
+            }
+            Ok(FileType::Directory) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let dir = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(failed(step))?;
+                make_opaque(dir.as_fd()).map_err(failed(step))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed(step)(error)),
+        }
     }
 
     fn file(

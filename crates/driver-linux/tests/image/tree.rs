@@ -46,6 +46,19 @@ impl Data {
         names(&self.path().join("images/layers"))
     }
 
+    /// The generated layers: `bare-…` and `host-…`.
+    pub(crate) fn base_names(&self) -> [String; 2] {
+        let is_base = |name: &String| name.starts_with("bare-") || name.starts_with("host-");
+        let bases: Vec<_> = self.layer_names().into_iter().filter(is_base).collect();
+        bases.try_into().expect("there are two bases")
+    }
+
+    /// What was imported, committed or unpacked.
+    pub(crate) fn made_names(&self) -> Vec<String> {
+        let bases = self.base_names();
+        self.layer_names().into_iter().filter(|name| !bases.contains(name)).collect()
+    }
+
     pub(crate) fn staging_names(&self) -> Vec<String> {
         names(&self.path().join("images/staging"))
     }

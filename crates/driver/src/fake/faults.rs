@@ -45,6 +45,8 @@ pub enum Method {
     Adopt,
     /// `import_image`
     Import,
+    /// `add_layer`
+    AddLayer,
     /// `commit`
     Commit,
     /// `retain_layers`

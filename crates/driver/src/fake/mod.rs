@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayers, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, Target,
 };
 use files::FileTree;
 use world::{FakeSandbox, World};
@@ -121,7 +121,7 @@ impl FakeDriver {
         Ok(files)
     }
 
-    fn add_layer(&self, files: FileTree) -> Layer {
+    fn keep_layer(&self, files: FileTree) -> Layer {
         let mut state = lock(&self.world.state);
         state.layers_made += 1;
         let layer = Layer { id: format!("fake-layer-{}", state.layers_made), size_bytes: files.size_bytes() };
@@ -239,6 +239,26 @@ impl Driver for FakeDriver {
         Some(NewLayers { layers: Vec::new(), on_host: true, config: ImageConfig::default() })
     }
 
+    async fn find_layer(&self, diff_id: &str) -> Result<Option<Layer>, DriverError> {
+        let state = lock(&self.world.state);
+        let found = state.layers.get(diff_id);
+        Ok(found.map(|files| Layer { id: diff_id.to_owned(), size_bytes: files.size_bytes() }))
+    }
+
+    /// Reads the archive to its end and keeps an empty tree for it: what an archive holds, only a real driver can show.
+    async fn add_layer(&self, layer: NewLayer) -> Result<Layer, DriverError> {
+        self.capabilities.require(Capability::ImportImage)?;
+        self.call(Method::AddLayer).await?;
+        let NewLayer { diff_id, mut archive } = layer;
+        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut archive, &mut std::io::sink())).await;
+        let broken = |error: String| DriverError::Invalid { what: format!("the layer cannot be read: {error}") };
+        read.map_err(|error| broken(error.to_string()))?.map_err(|error| broken(error.to_string()))?;
+        let files = FileTree::fresh();
+        let kept = Layer { id: diff_id.clone(), size_bytes: files.size_bytes() };
+        lock(&self.world.state).layers.insert(diff_id, files);
+        Ok(kept)
+    }
+
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
         self.capabilities.require(Capability::ImportImage)?;
         self.call(Method::Import).await?;
@@ -246,7 +266,7 @@ impl Driver for FakeDriver {
         if !path.exists() {
             return Err(DriverError::Invalid { what: format!("{} does not exist", path.display()) });
         }
-        Ok(NewLayers { layers: vec![self.add_layer(FileTree::fresh())], on_host: false, config: ImageConfig::default() })
+        Ok(NewLayers { layers: vec![self.keep_layer(FileTree::fresh())], on_host: false, config: ImageConfig::default() })
     }
 
     async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError> {
@@ -254,7 +274,7 @@ impl Driver for FakeDriver {
         self.call(Method::Commit).await?;
         let files = lock(&self.sandbox(target)?.files).clone();
         let mut layers = image.layers.clone();
-        layers.push(self.add_layer(files));
+        layers.push(self.keep_layer(files));
         Ok(NewLayers { layers, on_host: image.on_host, config: image.config.clone() })
     }
 

@@ -21,14 +21,14 @@ fn made_host() -> TempDir {
     host
 }
 
-fn node<'a>(base: &'a HostBase, path: &str) -> Option<&'a Node> {
+fn node<'a>(base: &'a Base, path: &str) -> Option<&'a Node> {
     base.nodes.iter().find(|node| node.path == Path::new(path))
 }
 
 #[test]
 fn directories_become_grafts_and_links_among_them_stay_links() {
     let host = made_host();
-    let base = HostBase::of(host.path());
+    let base = Base::of(host.path());
     assert_eq!(base.grafts, [PathBuf::from("usr"), PathBuf::from("lib32")]);
     assert_eq!(node(&base, "lib").unwrap().kind, NodeKind::Symlink("usr/lib".into()));
     assert_eq!(node(&base, "bin").unwrap().kind, NodeKind::Symlink("usr/bin".into()));
@@ -38,7 +38,7 @@ fn directories_become_grafts_and_links_among_them_stay_links() {
 #[test]
 fn parents_come_before_what_is_in_them_and_nothing_comes_twice() {
     let host = made_host();
-    for base in [HostBase::of(host.path()), HostBase::of_this_machine()] {
+    for base in [Base::of(host.path()), Base::of_this_machine()] {
         let mut seen = std::collections::BTreeSet::from([PathBuf::new()]);
         for node in &base.nodes {
             assert!(seen.contains(node.path.parent().unwrap()), "{}", node.path.display());
@@ -52,7 +52,7 @@ fn what_is_private_on_the_host_stays_there() {
     let host = made_host();
     let services = host.path().join("etc/services");
     fs::set_permissions(&services, fs::Permissions::from_mode(0o640)).unwrap();
-    let base = HostBase::of(host.path());
+    let base = Base::of(host.path());
     assert!(node(&base, "etc/services").is_none());
     assert!(node(&base, "etc/ssl/certs/a.pem").is_some());
     for node in &base.nodes {
@@ -63,7 +63,7 @@ fn what_is_private_on_the_host_stays_there() {
 
 #[test]
 fn users_are_root_and_user_and_every_password_is_locked() {
-    let base = HostBase::of(made_host().path());
+    let base = Base::of(made_host().path());
     let NodeKind::File(passwd) = &node(&base, "etc/passwd").unwrap().kind else { panic!() };
     let passwd = String::from_utf8(passwd.clone()).unwrap();
     assert!(passwd.contains("user:x:1000:1000:user:/home/user:/bin/bash\n"));
@@ -80,8 +80,8 @@ fn users_are_root_and_user_and_every_password_is_locked() {
 #[test]
 fn the_layer_id_changes_with_the_content_and_only_then() {
     let host = made_host();
-    let before = HostBase::of(host.path()).layer_id();
-    assert_eq!(before, HostBase::of(host.path()).layer_id());
+    let before = Base::of(host.path()).layer_id();
+    assert_eq!(before, Base::of(host.path()).layer_id());
     fs::write(host.path().join("etc/services"), "other").unwrap();
-    assert_ne!(before, HostBase::of(host.path()).layer_id());
+    assert_ne!(before, Base::of(host.path()).layer_id());
 }

@@ -1,6 +1,7 @@
-//! The embedded image `host`: the host's system directories, over a generated base.
+//! Generated layers beneath all others: that of the embedded image `host`, into which the host's system directories are mounted, and the
+//! bare one beneath images from elsewhere, which may lack what every sandbox needs.
 //!
-//! The base is described in memory first ([`Node`]s), so that its digest names it: unchanged, it is not built again; changed, it becomes
+//! A base is described in memory first ([`Node`]s), so that its digest names it: unchanged, it is not built again; changed, it becomes
 //! another layer, and sandboxes that run keep the one they were made of.
 
 mod etc;
@@ -13,10 +14,10 @@ use rustix::io::Errno;
 use sandbank_driver::DriverError;
 use sha2::{Digest as _, Sha256};
 
-use super::ImageStore;
 use super::error::failed;
 use super::file::{Meta, bytes_on_disk, write_all_at};
 use super::staging::{Lasting, Staging, hex};
+use super::{ImageStore, remove_tree};
 
 /// The host's directories that a sandbox sees, where they exist. All of what is below them is visible read-only, `/usr/local`
 /// included: what the host keeps there must not be secret.
@@ -54,15 +55,27 @@ impl Node {
     }
 }
 
-/// The base and what is mounted into it.
+/// A base and what is mounted into it.
 #[derive(Debug)]
-pub(super) struct HostBase {
+pub(super) struct Base {
+    /// Begins its layer's name.
+    kind: &'static str,
     nodes: Vec<Node>,
     grafts: Vec<PathBuf>,
 }
 
-impl HostBase {
-    /// As this machine is now. What cannot be read is left out: an image without `/etc/services` is better than none.
+impl Base {
+    /// Directories to mount over, a `/tmp`, and the few files without which nothing finds its user or its own name. An image
+    /// made of a single program runs on it; whatever an image has itself lies on top.
+    pub(super) fn bare() -> Self {
+        let mut nodes: Vec<_> = ["dev", "run", "etc", "home"].map(|path| Node::dir(path, 0o755, 0)).into();
+        nodes.extend(["proc", "sys"].map(|path| Node::dir(path, 0o555, 0)));
+        nodes.extend([Node::dir("tmp", 0o1777, 0), Node::dir("root", 0o700, 0)]);
+        nodes.extend(etc::bare_nodes());
+        Self { kind: "bare", nodes, grafts: Vec::new() }
+    }
+
+    /// That of the `host` image, as this machine is now. What cannot be read is left out: an image without `/etc/services` is better than none.
     pub(super) fn of_this_machine() -> Self {
         Self::of(Path::new("/"))
     }
@@ -83,7 +96,7 @@ impl HostBase {
         nodes.extend(skeleton());
         nodes.extend(etc::nodes(host));
         nodes.extend(homes(host));
-        Self { nodes, grafts }
+        Self { kind: "host", nodes, grafts }
     }
 
     /// Grafts as (target, host directory).
@@ -91,7 +104,7 @@ impl HostBase {
         self.grafts.iter().map(|target| (target.clone(), Path::new("/").join(target))).collect()
     }
 
-    /// `host-` and the first 32 digits of the digest of everything in the base.
+    /// `host-` or `bare-` and the first 32 digits of the digest of everything in the base.
     pub(super) fn layer_id(&self) -> String {
         let mut digest = Sha256::new();
         let mut field = |bytes: &[u8]| {
@@ -108,19 +121,25 @@ impl HostBase {
                 NodeKind::Symlink(target) => field(target.as_os_str().as_encoded_bytes()),
             }
         }
-        format!("host-{}", &hex(&digest.finalize())[..32])
+        format!("{}-{}", self.kind, &hex(&digest.finalize())[..32])
     }
 
-    /// Writes it into the store.
-    pub(super) fn build(&self, store: &ImageStore) -> Result<(), DriverError> {
+    /// Writes it into the store, unless it is there.
+    pub(super) fn ensure(&self, store: &ImageStore) -> Result<(), DriverError> {
+        let id = self.layer_id();
+        if store.layer(&id).is_some() {
+            return Ok(());
+        }
+        let unfinished = store.layer_dir(&id);
+        remove_tree(&unfinished).map_err(failed(|| format!("remove {}", unfinished.display())))?;
         let staging = Staging::new(store)?;
         let tree = staging.tree()?;
         let mut size_bytes = 0;
         for node in &self.nodes {
             size_bytes +=
-                write_node(&tree, node).map_err(failed(|| format!("write {} of the host image", node.path.display())))?;
+                write_node(&tree, node).map_err(failed(|| format!("write {} of the {} base", node.path.display(), self.kind)))?;
         }
-        staging.publish(store, &self.layer_id(), size_bytes, Lasting::ThisBoot).map(|_| ())
+        staging.publish(store, &id, size_bytes, Lasting::ThisBoot).map(|_| ())
     }
 }
 

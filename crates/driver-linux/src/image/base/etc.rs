@@ -70,6 +70,17 @@ ethers:    files
 rpc:       files
 ";
 
+/// Of an image that has none: root, by the shell that most have.
+const BARE_PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
+const BARE_GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
+
+/// What an image from elsewhere finds where it has none itself.
+pub(super) fn bare_nodes() -> Vec<Node> {
+    [("etc/passwd", BARE_PASSWD), ("etc/group", BARE_GROUP), ("etc/hosts", HOSTS), ("etc/resolv.conf", RESOLV_CONF)]
+        .map(|(path, content)| Node::file(path, content, 0o644, 0))
+        .into()
+}
+
 /// For every program that asks PAM: root need not authenticate, nobody else can (all passwords are locked; sudo asks for none).
 const PAM_OTHER: &str = "\
 auth     sufficient pam_rootok.so
