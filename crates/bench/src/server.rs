@@ -70,6 +70,11 @@ impl Server {
         self.data.path()
     }
 
+    /// Sandboxes that the data directory holds: being made, there, or being destroyed.
+    pub(crate) fn sandboxes(&self) -> usize {
+        std::fs::read_dir(self.data_dir().join("sandboxes")).map_or(0, |entries| entries.flatten().count())
+    }
+
     pub(crate) async fn client(&self) -> Result<Client> {
         Client::connect(self.address, &self.key).await
     }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Settings, claim_one, drain, make_pool, release, wait_warm};
+use super::{Settings, claim_one, drain, make_pool, release, rest};
 use crate::Result;
+use crate::client::Client;
 use crate::host::meminfo;
 use crate::report::{Row, Samples};
+use crate::server::Server;
 
 /// Claims measured among few and among many.
 const CLAIMS: u32 = 200;
@@ -15,13 +17,13 @@ pub(crate) async fn idle(settings: &Settings) -> Result<Vec<Row>> {
     let server = settings.server().await?;
     let mut client = server.client().await?;
     make_pool(&mut client, 10).await?;
-    let few = claims(&mut client, 10).await?;
+    let few = claims(&server, &mut client, 10).await?;
     drain(&server, &mut client).await?;
     let before = still(Duration::from_secs(3)).await;
     make_pool(&mut client, settings.idle).await?;
     let after = still(Duration::from_secs(3)).await;
     let each = before.saturating_sub(after) as f64 / 1024.0 / f64::from(settings.idle);
-    let many = claims(&mut client, settings.idle).await?;
+    let many = claims(&server, &mut client, settings.idle).await?;
     drain(&server, &mut client).await?;
     let few = Row::durations("claim among 10 idle", &few);
     let many = Row::durations(format!("claim among {} idle", settings.idle), &many);
@@ -34,11 +36,11 @@ pub(crate) async fn idle(settings: &Settings) -> Result<Vec<Row>> {
     ])
 }
 
-/// Claims one after the other, the pool full again before each: only the claim is measured.
-async fn claims(client: &mut crate::client::Client, warm: u32) -> Result<Samples> {
+/// Claims one after the other, the pool full again and the last one gone before each: only the claim is measured.
+async fn claims(server: &Server, client: &mut Client, warm: u32) -> Result<Samples> {
     let mut samples = Samples::new();
     for _ in 0..CLAIMS {
-        wait_warm(client, warm).await?;
+        rest(server, warm).await?;
         let begun = Instant::now();
         let id = claim_one(client).await?;
         samples.add(begun.elapsed());

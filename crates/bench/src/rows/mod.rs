@@ -106,12 +106,28 @@ pub(crate) async fn drain(server: &Server, client: &mut Client) -> Result<()> {
     wait_gone(server).await
 }
 
+/// Waits until the data directory holds just so many sandboxes, and a moment longer: what is measured next begins with a machine
+/// at rest, neither destroying the last sandbox nor making the next.
+pub(crate) async fn rest(server: &Server, sandboxes: u32) -> Result<()> {
+    const LOOK: Duration = Duration::from_micros(500);
+    let deadline = Instant::now() + GONE_WAIT;
+    let mut still = 0;
+    while still < 6 {
+        let here = server.sandboxes();
+        still = if here == sandboxes as usize { still + 1 } else { 0 };
+        if Instant::now() > deadline {
+            return Err(BenchError::new(format!("{here} sandboxes instead of {sandboxes} after {GONE_WAIT:?}")));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
 /// Waits until the data directory holds no sandbox.
 pub(crate) async fn wait_gone(server: &Server) -> Result<()> {
     let deadline = Instant::now() + GONE_WAIT;
-    let sandboxes = server.data_dir().join("sandboxes");
     loop {
-        let left = std::fs::read_dir(&sandboxes).map_or(0, |entries| entries.flatten().count());
+        let left = server.sandboxes();
         if left == 0 {
             return Ok(());
         }
