@@ -229,6 +229,13 @@ pub(crate) fn ignore_signals(signals: &[c_int]) {
     }
 }
 
+/// Whether a descriptor has something to read, or its other end is gone.
+pub(crate) fn is_readable(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut polled = [rustix::event::PollFd::from_borrowed_fd(descriptor, rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(rustix::event::poll(&mut polled, Some(&now))? > 0)
+}
+
 /// Registers a descriptor with the running tokio runtime.
 pub(crate) fn watched(descriptor: OwnedFd, interest: tokio::io::Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and keeps its number until it is dropped, and nothing takes it out of the AsyncFd or replaces it.

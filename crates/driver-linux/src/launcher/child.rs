@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 use super::message::MakeOrder;
 use super::step::{At, Step, StepError};
-use super::{mounts, userns};
+use super::{mounts, networks, userns};
 use crate::cgroup::{CgroupOrder, write_value};
 use crate::manifest::start_ticks;
 use crate::ranges::range_first_id;
@@ -40,6 +40,8 @@ pub(super) struct Child<'a> {
     pub(super) agent: BorrowedFd<'a>,
     /// The sandbox's user namespace, with its range of ids. Without one (no root) the child was born in its own, unmapped yet.
     pub(super) userns: Option<(BorrowedFd<'a>, u32)>,
+    /// The sandbox's network namespace, ready to be used. Without one the child was born in its own.
+    pub(super) network: Option<BorrowedFd<'a>>,
     /// User and group that the launcher runs as.
     pub(super) own_ids: (Uid, Gid),
     /// The launcher itself.
@@ -66,8 +68,11 @@ impl Child<'_> {
             enter_cgroup(order)?;
         }
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
-        // Without a range only the group 0 exists.
-        network(if self.userns.is_some() { "0 2147483647" } else { "0 0" })?;
+        match self.network {
+            Some(network) => sys::setns(network, libc::CLONE_NEWNET).at("enter the network namespace")?,
+            // Without a range only the group 0 exists.
+            None => networks::furnish(if self.userns.is_some() { networks::EVERY_GROUP } else { "0 0" })?,
+        }
         rustix::system::sethostname(self.order.hostname.as_bytes()).at("set the host name")?;
         let ids = match self.userns {
             Some((userns, range)) => mounts::Ids::Range { userns, first: range_first_id(range) },
@@ -85,12 +90,9 @@ impl Child<'_> {
     /// know of it. As the agent it does.
     fn die_with_launcher(&self) -> Step<()> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at("follow the launcher")?;
-        let mut polled = [rustix::event::PollFd::from_borrowed_fd(self.launcher, rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        match rustix::event::poll(&mut polled, Some(&now)) {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(Errno::SRCH).at("follow the launcher"),
-            Err(errno) => Err(errno).at("follow the launcher"),
+        match sys::is_readable(self.launcher).at("follow the launcher")? {
+            false => Ok(()),
+            true => Err(Errno::SRCH).at("follow the launcher"),
         }
     }
 
@@ -154,19 +156,6 @@ pub(super) fn make_cgroup(order: &CgroupOrder) -> Step<()> {
         match write_value(&order.dir.join(file), value) {
             Err(Errno::NOENT) if optional => {}
             result => result.at("write a cgroup's limit")?,
-        }
-    }
-    Ok(())
-}
-
-/// Loopback up; every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the
-/// ids that may ping.
-fn network(groups: &str) -> Step<()> {
-    sys::loopback_up().at("bring the loopback interface up")?;
-    for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups)] {
-        match write_value(&Path::new("/proc/sys/net/ipv4").join(file), value) {
-            Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {}
-            Err(errno) => return Err(errno).at("open the low ports"),
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 mod child;
 mod message;
 mod mounts;
+mod networks;
 mod step;
 mod userns;
 
@@ -21,6 +22,7 @@ use crate::channel;
 use crate::seccomp::Filter;
 use crate::sys::{self, Cloned};
 pub(crate) use message::{Answer, FDS_VARIABLE, MakeOrder, Order, PACKET_MAX};
+use networks::Networks;
 use step::{At, Step, StepError};
 use userns::UserNamespaces;
 
@@ -33,7 +35,7 @@ const AGENT_BACKLOG: i32 = 1024;
 const OWN_FDS_FROM: i32 = 16;
 /// Nice value of the launcher; see [`may_raise_priority`].
 const LAUNCHER_NICE: i32 = 10;
-const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Runs the launcher on the descriptors that [`crate::LinuxDriver`] left open for it. Never returns.
 ///
@@ -56,6 +58,11 @@ fn may_raise_priority() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Network namespaces belong to whoever makes them; only root's own may be entered by sandboxes of other ranges of ids.
+fn may_prepare_networks() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 struct Launcher {
     channel: OwnedFd,
     /// Held as long as this process, or a child that is still being set up, lives.
@@ -64,6 +71,7 @@ struct Launcher {
     agent: OwnedFd,
     filter: Filter,
     namespaces: UserNamespaces,
+    networks: Option<Networks>,
     sandboxes: PathBuf,
     sandboxes_fd: OwnedFd,
     cgroup_bases: Vec<PathBuf>,
@@ -99,6 +107,7 @@ impl Launcher {
             agent,
             filter,
             namespaces: UserNamespaces::default(),
+            networks: if may_prepare_networks() { Some(Networks::start()?) } else { None },
             sandboxes,
             sandboxes_fd,
             cgroup_bases,
@@ -108,7 +117,7 @@ impl Launcher {
 
     /// Takes orders until the server closes its end.
     fn serve(&mut self) -> Step<()> {
-        while let Some(order) = receive(&self.channel, &mut self.packet)? {
+        while let Some(order) = self.next_order()? {
             let Order::Make(order) = order else { return Err(Errno::PROTO).at("take an order") };
             match self.make(&order) {
                 Ok((pid, pidfd)) => self.answer(&Answer::Begun { seq: order.seq, pid }, Some(pidfd.as_fd()))?,
@@ -118,6 +127,17 @@ impl Launcher {
         // However the server ended, nobody uses what it kept any more.
         remove_kept(&self.cgroup_bases);
         Ok(())
+    }
+
+    /// The next order; what orders use up is made ahead while none waits.
+    fn next_order(&mut self) -> Step<Option<Order>> {
+        while let Some(networks) = self.networks.as_mut().filter(|networks| networks.wants_more()) {
+            // A machine that has no more of them tells so when an order needs one.
+            if sys::is_readable(self.channel.as_fd()).at("look for an order")? || networks.add().is_err() {
+                break;
+            }
+        }
+        receive(&self.channel, &mut self.packet)
     }
 
     fn answer(&self, answer: &Answer, pidfd: Option<BorrowedFd<'_>>) -> Step<()> {
@@ -142,7 +162,17 @@ impl Launcher {
             None => None,
         };
         let own_ids = (rustix::process::geteuid(), rustix::process::getegid());
-        let flags = if userns.is_some() { NAMESPACES } else { NAMESPACES | libc::CLONE_NEWUSER };
+        let network = match &mut self.networks {
+            Some(networks) => Some(networks.take()?),
+            None => None,
+        };
+        let mut flags = NAMESPACES;
+        if userns.is_none() {
+            flags |= libc::CLONE_NEWUSER;
+        }
+        if network.is_none() {
+            flags |= libc::CLONE_NEWNET;
+        }
         self.make_directory(&name, order.skeleton.as_deref())?;
         let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir_fd =
@@ -165,6 +195,7 @@ impl Launcher {
                     listener: listener.as_fd(),
                     agent: self.agent.as_fd(),
                     userns: userns.as_ref().map(|(userns, range)| ((**userns).as_fd(), *range)),
+                    network: network.as_ref().map(AsFd::as_fd),
                     own_ids,
                     launcher: self.own_pidfd.as_fd(),
                     filter: &self.filter,

@@ -1,0 +1,73 @@
+//! Network namespaces, made ahead: making one takes the kernel longer than all others together.
+//!
+//! Each is used by one sandbox and goes away with it. What waits here has seen nobody.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::step::{At, Step};
+use crate::cgroup::write_value;
+use crate::sys;
+
+/// Namespaces that wait, so that a few sandboxes in a row need not wait for theirs. Each takes some 100 KiB of kernel memory.
+const READY_MAX: usize = 4;
+/// `ping_group_range` for everybody.
+pub(super) const EVERY_GROUP: &str = "0 2147483647";
+
+/// The stock.
+pub(super) struct Networks {
+    /// The launcher's own, to come back to.
+    own: OwnedFd,
+    ready: Vec<OwnedFd>,
+}
+
+impl Networks {
+    pub(super) fn start() -> Step<Self> {
+        Ok(Self { own: open_current().at("open its own network namespace")?, ready: Vec::with_capacity(READY_MAX) })
+    }
+
+    /// One that nobody has used.
+    pub(super) fn take(&mut self) -> Step<OwnedFd> {
+        self.ready.pop().map_or_else(|| self.make(), Ok)
+    }
+
+    /// Whether there are fewer than there should be.
+    pub(super) fn wants_more(&self) -> bool {
+        self.ready.len() < READY_MAX
+    }
+
+    /// Makes one more for later.
+    pub(super) fn add(&mut self) -> Step<()> {
+        let fresh = self.make()?;
+        self.ready.push(fresh);
+        Ok(())
+    }
+
+    fn make(&self) -> Step<OwnedFd> {
+        sys::unshare_namespaces(libc::CLONE_NEWNET).at("make a network namespace")?;
+        let made = furnish(EVERY_GROUP).and_then(|()| open_current().at("open the network namespace"));
+        // Whatever went wrong: what is made next must not be made from within a sandbox's network.
+        sys::setns(self.own.as_fd(), libc::CLONE_NEWNET).at("leave the network namespace")?;
+        made
+    }
+}
+
+fn open_current() -> Result<OwnedFd, Errno> {
+    rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Loopback up; every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the
+/// ids that may ping.
+pub(super) fn furnish(groups: &str) -> Step<()> {
+    sys::loopback_up().at("bring the loopback interface up")?;
+    for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups)] {
+        match write_value(&Path::new("/proc/sys/net/ipv4").join(file), value) {
+            Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {}
+            Err(errno) => return Err(errno).at("open the low ports"),
+        }
+    }
+    Ok(())
+}
