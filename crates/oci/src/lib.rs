@@ -14,6 +14,7 @@ mod error;
 mod manifest;
 mod platform;
 mod reference;
+mod registry;
 mod source;
 mod wire;
 
@@ -23,4 +24,5 @@ pub use digest::{Digest, Hashing};
 pub use error::{Error, InvalidDigest, InvalidReference, Result};
 pub use platform::Platform;
 pub use reference::{DOCKER_REGISTRY, Reference};
+pub use registry::{Credentials, RegistryClient, RegistrySettings, RegistrySource};
 pub use source::{LayerBlob, LayerReader, Limits, Progress, Resolved, Source};
