@@ -297,7 +297,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_spelling_of_a_name_reads_the_same(text in reference(), registry in prop_oneof![Just("docker.io"), Just("reg.corp:5")]) {
-            let read = Reference::parse(&text, registry).unwrap();
+            let read = Reference::parse(&text, registry);
+            // Without a host, a first part with a dot is taken for one, and may not be one.
+            prop_assume!(!matches!(read, Err(InvalidReference::Registry { .. })));
+            let read = read.unwrap();
             prop_assert_eq!(Reference::parse(&read.to_string(), registry), Ok(read.clone()));
             prop_assert_eq!(Reference::parse(&read.familiar(registry), registry), Ok(read.clone()));
             prop_assert!(read.familiar(registry).len() <= read.to_string().len());
