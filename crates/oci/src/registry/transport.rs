@@ -237,28 +237,23 @@ pub(crate) fn reason_of(error: &reqwest::Error) -> String {
         let inner = rustls_error(error).map(ToString::to_string).unwrap_or_default();
         return format!("its certificate is not trusted ({inner}); add its authority to the registry setting ca_files");
     }
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        reason = inner.to_string();
-        source = inner.source();
-    }
+    let reason = reasons(error).last().map_or_else(|| error.to_string(), ToString::to_string);
     if error.is_timeout() { "timed out while connecting".to_owned() } else { reason }
 }
 
+/// An error's reasons, outermost first. What an I/O error wraps is one too, though its `source` passes over it.
+fn reasons<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |reason: &&'a (dyn std::error::Error + 'static)| {
+        let reason: &'a (dyn std::error::Error + 'static) = *reason;
+        match reason.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => reason.source(),
+        }
+    })
+}
+
 fn rustls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = error.source();
-    while let Some(inner) = source {
-        if let Some(found) = inner.downcast_ref::<rustls::Error>() {
-            return Some(found);
-        }
-        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(found) = wrapped.and_then(|wrapped| wrapped.downcast_ref::<rustls::Error>()) {
-            return Some(found);
-        }
-        source = inner.source();
-    }
-    None
+    reasons(error).find_map(|reason| reason.downcast_ref())
 }
 
 fn certificate_refused(error: &reqwest::Error) -> bool {
@@ -267,12 +262,7 @@ fn certificate_refused(error: &reqwest::Error) -> bool {
 
 /// It answered the TLS greeting with something else, or hung up on it.
 fn spoke_no_tls(error: &reqwest::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = error.source();
-    let mut hung_up = false;
-    while let Some(inner) = source {
-        let kind = inner.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        hung_up |= matches!(kind, Some(std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset));
-        source = inner.source();
-    }
-    hung_up || rustls_error(error).is_some()
+    let hung_up = [std::io::ErrorKind::UnexpectedEof, std::io::ErrorKind::ConnectionReset];
+    let kind = |reason: &(dyn std::error::Error + 'static)| reason.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    rustls_error(error).is_some() || reasons(error).filter_map(kind).any(|kind| hung_up.contains(&kind))
 }
