@@ -45,22 +45,22 @@ impl Drop for Registry {
 
 impl Registry {
     fn start(options: &Options) -> Self {
-        let directory = TempDir::new().unwrap();
+        // Somebody else may take the port in between; then the registry ends, and another port is tried.
         for _ in 0..5 {
-            // Somebody else may take the port in between; then the registry ends, and another port is tried.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let directory = TempDir::new().unwrap();
             let config = directory.path().join("config.yml");
+            let log_path = directory.path().join("log");
             std::fs::write(&config, configuration(directory.path(), port, options)).unwrap();
-            let log = std::fs::File::create(directory.path().join("log")).unwrap();
-            let child =
-                Command::new("docker-registry").arg("serve").arg(&config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+            let log = std::fs::File::create(&log_path).unwrap();
+            let mut command = Command::new("docker-registry");
+            let child = command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
             let mut registry = Self { child, address: format!("127.0.0.1:{port}"), directory };
             if registry.listens() {
                 return registry;
             }
-            let log = std::fs::read_to_string(registry.directory.path().join("log")).unwrap();
+            let log = std::fs::read_to_string(&log_path).unwrap();
             assert!(log.contains("address already in use"), "docker-registry does not start: {log}");
-            return Self::start(options);
         }
         panic!("no free port");
     }

@@ -69,7 +69,7 @@ impl RegistrySettings {
         if let Some(host) = self.insecure.iter().find(|host| !reference::is_host(host)) {
             return wrong("insecure", format!("{host} is no host"));
         }
-        for host in self.mirrors.keys().filter(|host| !reference::is_host(host)) {
+        if let Some(host) = self.mirrors.keys().find(|host| !reference::is_host(host)) {
             return wrong("mirrors", format!("{host} is no host"));
         }
         for mirror in self.mirrors.values().flatten() {
