@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sandbank_model::ImageConfig;
 
-use crate::wire::{ConfigFile, ProcessConfig, RootFs};
+use crate::wire::{ConfigFile, History, ProcessConfig, RootFs};
 use crate::{Digest, Error, Limits, Platform, Result};
 
 /// Most entries of each list and map in a configuration.
@@ -75,7 +75,6 @@ fn process_config(wire: ProcessConfig) -> std::result::Result<ImageConfig, Strin
             _ => return Err(format!("the Env entry {:?} is not NAME=value", entry.chars().take(80).collect::<String>())),
         };
     }
-    let port = |text: &String| text.parse().map_err(|error| format!("ExposedPorts: {error}"));
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(ImageConfig {
         env: variables,
@@ -83,7 +82,8 @@ fn process_config(wire: ProcessConfig) -> std::result::Result<ImageConfig, Strin
         command: cmd,
         user: some(user),
         workdir: some(working_dir),
-        exposed_ports: exposed_ports.keys().map(port).collect::<std::result::Result<_, _>>()?,
+        // Ports are told, not used: images are about whose build put an empty variable there ("/tcp"), and they run all the same.
+        exposed_ports: exposed_ports.keys().filter_map(|port| port.parse().ok()).collect(),
         labels,
         stop_signal: some(stop_signal),
     })
@@ -111,7 +111,7 @@ pub fn write_config(details: &ImageDetails) -> Vec<u8> {
             stop_signal: stop_signal.clone().unwrap_or_default(),
         },
         rootfs: RootFs { kind: "layers".to_owned(), diff_ids: diff_ids.iter().map(Digest::to_string).collect() },
-        history: Vec::new(),
+        history: diff_ids.iter().map(|_| History { created: created.clone(), created_by: "sandbank" }).collect(),
     };
     // Maps with text keys and no floating-point numbers: there is nothing in it that JSON cannot say.
     serde_json::to_vec(&file).unwrap_or_default()
@@ -154,6 +154,8 @@ mod tests {
         let nulls =
             r#"{"Env":null,"Cmd":null,"Entrypoint":null,"Labels":null,"ExposedPorts":null,"User":"","Volumes":{"/v":{}}}"#;
         assert_eq!(config_of(nulls).unwrap(), nothing);
+        let ports = config_of(r#"{"ExposedPorts":{"80/tcp":{},"/tcp":{}}}"#).unwrap().exposed_ports;
+        assert_eq!(ports, ["80".parse().unwrap()].into());
     }
 
     #[test]
@@ -164,7 +166,6 @@ mod tests {
             (r#"{"Env":["=x"]}"#, "NAME=value"),
             (r#"{"Env":["x"]}"#, "NAME=value"),
             (r#"{"Cmd":["a\u0000b"]}"#, "null character"),
-            (r#"{"ExposedPorts":{"x/tcp":{}}}"#, "65535"),
             (r#"{"Cmd":"sh"}"#, "expected"),
             (many.as_str(), "5001 entries"),
             (long.as_str(), "200000 bytes"),

@@ -101,6 +101,14 @@ async fn fetch(documents: &dyn Documents, what: &str, descriptor: &Descriptor, i
     Ok(content)
 }
 
+/// The manifest or index that a layout's entry is about.
+pub(crate) async fn fetch_root(documents: &dyn Documents, entry: &Descriptor) -> Result<Raw> {
+    let what = "its manifest";
+    let content = fetch(documents, what, entry, true).await?;
+    let digest = digest_of(entry, what, &documents.image())?;
+    Ok(Raw { content, media_type: entry.media_type.clone(), digest })
+}
+
 /// Whether `content` is what was promised.
 pub(crate) fn check(content: &[u8], expected: Digest, size: Option<u64>, what: &str, image: &str) -> Result<()> {
     let (image, what) = (image.to_owned(), what.to_owned());

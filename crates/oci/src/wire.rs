@@ -72,8 +72,17 @@ pub(crate) struct ConfigFile {
     pub(crate) config: ProcessConfig,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) rootfs: RootFs,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
-    pub(crate) history: Vec<serde_json::Map<String, serde_json::Value>>,
+    /// Written, since tools count it against the layers; not read.
+    #[serde(skip_deserializing)]
+    pub(crate) history: Vec<History>,
+}
+
+/// How a layer came to be.
+#[derive(Debug, Serialize)]
+pub(crate) struct History {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) created: Option<String>,
+    pub(crate) created_by: &'static str,
 }
 
 /// What a process started from the image gets.

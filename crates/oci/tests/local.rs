@@ -17,8 +17,11 @@ use serde_json::json;
 use support::{Layout, OCI_LAYER, OCI_MANIFEST, assert_layers, compressed, read_layer, tar_of, tar_with, three_layers};
 use tempfile::TempDir;
 
+/// Most bytes that an archive decompresses to.
+const LIMIT: u64 = 64 << 20;
+
 fn scratch(directory: &TempDir) -> Scratch {
-    Scratch { directory: directory.path().to_owned(), limit_bytes: 64 << 20 }
+    Scratch { directory: directory.path().to_owned(), limit_bytes: LIMIT }
 }
 
 fn amd64() -> Platform {
@@ -85,7 +88,7 @@ async fn an_archive_may_be_compressed_and_in_any_order() {
     for first in [&["index.json", "oci-layout"][..], &[]] {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             std::fs::write(&path, compressed(&pack(layout.path(), first), compression)).unwrap();
-            assert_eq!(detect(&path).unwrap(), Form::OciArchive);
+            assert_eq!(detect(&path, LIMIT).unwrap(), Form::OciArchive);
             let source = LocalSource::open_archive(&path, None, &scratch(&directory)).await.unwrap();
             let resolved = source.resolve(&amd64()).await.unwrap();
             assert_layers(&source, &resolved, &tars).await;
@@ -127,7 +130,7 @@ async fn docker_save_archives_are_read() {
     let mut tars = three_layers("docker");
     std::fs::write(&path, docker_archive(&tars)).unwrap();
     tars.push(tars[0].clone());
-    assert_eq!(detect(&path).unwrap(), Form::DockerArchive);
+    assert_eq!(detect(&path, LIMIT).unwrap(), Form::DockerArchive);
     for name in [None, Some("app:1"), Some("me/app:2"), Some("docker.io/library/app:1")] {
         let source = LocalSource::open_archive(&path, name, &scratch(&directory)).await.unwrap();
         let resolved = source.resolve(&amd64()).await.unwrap();
@@ -142,17 +145,17 @@ async fn docker_save_archives_are_read() {
 fn what_is_no_image_is_a_root_file_system_or_nothing() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("x");
-    assert_eq!(detect(directory.path()).unwrap(), Form::Directory);
+    assert_eq!(detect(directory.path(), LIMIT).unwrap(), Form::Directory);
     for compression in [Compression::None, Compression::Gzip] {
         std::fs::write(&path, compressed(&tar_of(&[("./etc/passwd", b"x"), ("manifest.json", b"[]")]), compression)).unwrap();
-        assert_eq!(detect(&path).unwrap(), Form::RootfsTar);
+        assert_eq!(detect(&path, LIMIT).unwrap(), Form::RootfsTar);
     }
     std::fs::write(&path, b"hello, this is no archive at all").unwrap();
-    assert!(detect(&path).unwrap_err().to_string().contains("no tar archive"));
-    assert!(matches!(detect(&directory.path().join("missing")), Err(Error::Io { .. })));
+    assert!(detect(&path, LIMIT).unwrap_err().to_string().contains("no tar archive"));
+    assert!(matches!(detect(&directory.path().join("missing"), LIMIT), Err(Error::Io { .. })));
     let layout = Layout::new();
     std::fs::write(layout.path().join("index.json"), "{}").unwrap();
-    assert_eq!(detect(layout.path()).unwrap(), Form::LayoutDirectory);
+    assert_eq!(detect(layout.path(), LIMIT).unwrap(), Form::LayoutDirectory);
 }
 
 #[tokio::test]
@@ -319,7 +322,7 @@ async fn skopeo_reads_what_we_write_and_we_read_what_skopeo_writes() {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(detect(&theirs).unwrap(), form);
+        assert_eq!(detect(&theirs, LIMIT).unwrap(), form);
         let source = LocalSource::open_archive(&theirs, Some("app:1"), &scratch(&directory)).await.unwrap();
         let resolved = source.resolve(&amd64()).await.unwrap();
         assert_eq!(resolved.config_digest, exported.config_digest, "an image keeps its id on the way");

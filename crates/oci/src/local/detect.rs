@@ -30,8 +30,9 @@ pub enum Form {
     RootfsTar,
 }
 
-/// Looks at `path` and says what it is. Blocks; reads a compressed archive up to the first name that tells.
-pub fn detect(path: &Path) -> Result<Form> {
+/// Looks at `path` and says what it is. Blocks; reads a compressed archive up to the first name that tells, and gives up where
+/// that would take more than `limit_bytes` of what it decompresses to.
+pub fn detect(path: &Path, limit_bytes: u64) -> Result<Form> {
     let failed = |error: io::Error| Error::io(path, error);
     if std::fs::metadata(path).map_err(failed)?.is_dir() {
         let is_layout = path.join("oci-layout").is_file() && path.join("index.json").is_file();
@@ -49,7 +50,7 @@ pub fn detect(path: &Path) -> Result<Form> {
         };
         walk(&mut file, &mut skip, &mut |member| names.see(&member.name))
     } else {
-        let mut reader = decompress(file, Limits::LAYER_BYTES_MAX).map_err(failed)?;
+        let mut reader = decompress(file, limit_bytes).map_err(failed)?;
         let mut skip =
             |reader: &mut _, size_bytes: u64| io::copy(&mut Read::take(reader, size_bytes), &mut io::sink()).map(|_| ());
         walk(&mut reader, &mut skip, &mut |member| names.see(&member.name))

@@ -13,6 +13,10 @@ use crate::Limits;
 const BLOCK: u64 = 512;
 /// Bytes of a name that is kept outside of its header, or of a set of PAX records.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
+/// Headers that a member has before its own.
+const EXTENSIONS_MAX: usize = 16;
+/// Bytes of all names together.
+const NAMES_BYTES_MAX: usize = 16 << 20;
 /// Symlinks that lead to one another.
 const LINKS_MAX: usize = 8;
 
@@ -46,17 +50,23 @@ impl Members {
     /// when unpacking.
     pub(crate) fn index<R: Read>(reader: &mut R, skip: &mut dyn FnMut(&mut R, u64) -> io::Result<()>) -> io::Result<Self> {
         let mut members = Self::default();
-        let mut count = 0;
+        let (mut count, mut names_bytes) = (0, 0);
+        let mut too_many = false;
         walk(reader, skip, &mut |member| {
             count += 1;
-            if count > Limits::ARCHIVE_MEMBERS_MAX {
+            names_bytes += member.name.len() + member.link.as_ref().map_or(0, String::len);
+            too_many = count > Limits::ARCHIVE_MEMBERS_MAX || names_bytes > NAMES_BYTES_MAX;
+            if too_many {
                 return ControlFlow::Break(());
             }
             members.add(member);
             ControlFlow::Continue(())
         })?;
-        if count > Limits::ARCHIVE_MEMBERS_MAX {
-            return Err(invalid(format!("has more than {} members", Limits::ARCHIVE_MEMBERS_MAX)));
+        if too_many {
+            return Err(invalid(format!(
+                "has more than {} members, or names of more than {NAMES_BYTES_MAX} bytes: no image has so many parts",
+                Limits::ARCHIVE_MEMBERS_MAX
+            )));
         }
         Ok(members)
     }
@@ -124,6 +134,7 @@ pub(crate) fn walk<R: Read>(
 ) -> io::Result<()> {
     let mut position = 0;
     let mut pending = Extension::default();
+    let mut extensions = 0;
     while let Some(header) = read_header(reader)? {
         position += BLOCK;
         let kind = header.entry_type();
@@ -132,8 +143,13 @@ pub(crate) fn walk<R: Read>(
             let content = read_extension(reader, size_bytes)?;
             position += padded(size_bytes);
             pending.add(kind, &content);
+            extensions += 1;
+            if extensions > EXTENSIONS_MAX {
+                return Err(invalid("has a member with too many headers".to_owned()));
+            }
             continue;
         }
+        extensions = 0;
         let extension = std::mem::take(&mut pending);
         size_bytes = extension.size_bytes.unwrap_or(size_bytes);
         if kind == EntryType::GNUSparse {
@@ -244,10 +260,12 @@ fn invalid(reason: String) -> io::Error {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn skip(reader: &mut &[u8], size_bytes: u64) -> io::Result<()> {
-        *reader = &reader[usize::try_from(size_bytes).unwrap().min(reader.len())..];
+        *reader = &reader[usize::try_from(size_bytes).unwrap_or(usize::MAX).min(reader.len())..];
         Ok(())
     }
 
@@ -297,5 +315,30 @@ mod tests {
         let mut long = header(EntryType::GNULongName, 10 << 20);
         long.set_cksum();
         assert!(Members::index(&mut &long.as_bytes()[..], &mut skip).unwrap_err().to_string().contains("name"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_panics(at in prop::collection::vec((0_usize..4096, any::<u8>()), 0..8), cut in 0_usize..4096) {
+            let mut builder = tar::Builder::new(Vec::new());
+            let long = "d".repeat(150);
+            for name in ["a", long.as_str(), "b/c"] {
+                builder.append_data(&mut header(EntryType::Regular, 3), name, &b"xyz"[..]).unwrap();
+            }
+            let mut file = builder.into_inner().unwrap();
+            for (position, byte) in at {
+                if let Some(damaged) = file.get_mut(position) {
+                    *damaged = byte;
+                    // So that the damage is not all found by the sum.
+                    let start = position / 512 * 512;
+                    let mut fixed = tar::Header::new_old();
+                    fixed.as_mut_bytes().copy_from_slice(&file[start..start + 512]);
+                    fixed.set_cksum();
+                    file[start..start + 512].copy_from_slice(fixed.as_bytes());
+                }
+            }
+            file.truncate(file.len().saturating_sub(cut));
+            let _ = Members::index(&mut file.as_slice(), &mut skip);
+        }
     }
 }

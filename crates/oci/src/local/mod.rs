@@ -57,6 +57,16 @@ enum Root {
 }
 
 impl LocalSource {
+    /// What the archive or layout itself calls the image, if it does.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        match &self.root {
+            Root::Manifest(descriptor) => names_of(descriptor),
+            Root::Index(_) => Vec::new(),
+            Root::Docker(image) => image.repo_tags.clone(),
+        }
+    }
+
     /// Opens a layout directory: the image of that name, or its only one.
     pub async fn open_layout(directory: &Path, name: Option<&str>) -> Result<Self> {
         let (path, name) = (directory.to_owned(), name.map(str::to_owned));
@@ -95,26 +105,6 @@ impl LocalSource {
             }
         };
         Ok(Self { path, name: shown, blobs, root })
-    }
-
-    fn root(&self) -> Result<Raw> {
-        match &self.root {
-            Root::Index(content) => {
-                Ok(Raw { content: content.clone(), media_type: wire::OCI_INDEX.to_owned(), digest: Digest::of(content) })
-            }
-            Root::Manifest(descriptor) => {
-                let what = "its manifest";
-                let digest: Digest = descriptor
-                    .digest
-                    .parse()
-                    .map_err(|error: crate::InvalidDigest| malformed(&self.name, what, error.to_string()))?;
-                let content = self.blobs.small(&self.path, &blob_path(digest))?;
-                let content = content.ok_or_else(|| self.missing(digest, what))?;
-                manifest::check(&content, digest, Some(descriptor.size), what, &self.name)?;
-                Ok(Raw { content, media_type: descriptor.media_type.clone(), digest })
-            }
-            Root::Docker(_) => Err(self.missing(Digest::of(b""), "its manifest")),
-        }
     }
 
     fn missing(&self, digest: Digest, what: &str) -> Error {
@@ -198,21 +188,23 @@ fn choose_in_index(path: &Path, content: Vec<u8>, name: Option<&str>) -> Result<
     if entries.len() > Limits::INDEX_ENTRIES_MAX {
         return Err(malformed(&image, "index.json", format!("more than {} entries", Limits::INDEX_ENTRIES_MAX)));
     }
-    let names = |entry: &Descriptor| -> Vec<String> {
-        [wire::CONTAINERD_NAME, wire::REF_NAME].iter().filter_map(|key| entry.annotations.get(*key).cloned()).collect()
-    };
-    let all = || entries.iter().flat_map(names);
+    let all = || entries.iter().flat_map(names_of);
     if let Some(name) = name {
-        let chosen = entries.iter().find(|entry| names(entry).iter().any(|own| own == name));
-        let chosen = chosen.or_else(|| entries.iter().find(|entry| names(entry).iter().any(|own| same_image(own, name))));
+        let chosen = entries.iter().find(|entry| names_of(entry).iter().any(|own| own == name));
+        let chosen = chosen.or_else(|| entries.iter().find(|entry| names_of(entry).iter().any(|own| same_image(own, name))));
         return chosen.cloned().map(Root::Manifest).ok_or_else(|| no_such(path, name, all()));
     }
     match entries.as_slice() {
         [only] => Ok(Root::Manifest(only.clone())),
         [] => Err(Error::Archive { path: path.to_owned(), reason: "lists no image".to_owned() }),
-        several if several.iter().all(|entry| names(entry).is_empty() && entry.platform.is_some()) => Ok(Root::Index(content)),
+        several if several.iter().all(|entry| names_of(entry).is_empty() && entry.platform.is_some()) => Ok(Root::Index(content)),
         _ => Err(several_images(path, all())),
     }
+}
+
+/// The full name first: the other is often a tag only.
+fn names_of(entry: &Descriptor) -> Vec<String> {
+    [wire::CONTAINERD_NAME, wire::REF_NAME].iter().filter_map(|key| entry.annotations.get(*key).cloned()).collect()
 }
 
 /// Two spellings of one image, as Docker reads them.
@@ -261,13 +253,19 @@ impl Source for LocalSource {
     }
 
     async fn resolve(&self, platform: &Platform) -> Result<Resolved> {
-        if let Root::Docker(image) = &self.root {
-            let (path, name, blobs) = (self.path.clone(), self.name.clone(), self.blobs.clone());
-            let (image, platform) = (image.clone(), platform.clone());
-            return blocking(&self.path, move || docker::resolve(&path, &name, &blobs, &image, &platform)).await;
-        }
-        let documents = LocalDocuments { path: self.path.clone(), name: self.name.clone(), blobs: self.blobs.clone() };
-        manifest::resolve(&documents, self.root()?, platform).await
+        let (path, name, blobs) = (self.path.clone(), self.name.clone(), self.blobs.clone());
+        let documents = LocalDocuments { path: path.clone(), name: name.clone(), blobs: blobs.clone() };
+        let root = match &self.root {
+            Root::Docker(image) => {
+                let (image, platform) = (image.clone(), platform.clone());
+                return blocking(&self.path, move || docker::resolve(&path, &name, &blobs, &image, &platform)).await;
+            }
+            Root::Index(content) => {
+                Raw { content: content.clone(), media_type: wire::OCI_INDEX.to_owned(), digest: Digest::of(content) }
+            }
+            Root::Manifest(descriptor) => manifest::fetch_root(&documents, descriptor).await?,
+        };
+        manifest::resolve(&documents, root, platform).await
     }
 
     async fn open(&self, layer: &LayerBlob) -> Result<LayerReader> {
