@@ -38,7 +38,11 @@ pub enum Error {
     /// The registry wants credentials, or refuses those it got.
     #[error(
         "{registry} refuses to show image {image}: {}",
-        if *.anonymous { "it wants credentials; give a user name and password, or a token" } else { "it does not accept the credentials" }
+        if *.anonymous {
+            "it wants credentials, or has no such image; check the name, or give a user name and password or a token"
+        } else {
+            "it does not accept the credentials, or has no such image for them"
+        }
     )]
     Unauthorized {
         /// The image.

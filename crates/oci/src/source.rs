@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use async_trait::async_trait;
 use sandbank_model::ImageConfig;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::SyncIoBridge;
 
 use crate::digest::Hasher;
 use crate::{Compression, Digest, Error, Platform, Result};
@@ -91,7 +92,8 @@ impl Progress {
 }
 
 /// Reads a layer's bytes as they are kept, and checks size and digest on the way: the end comes only when both are right.
-/// Else the read fails with `InvalidData`, and [`Error::within`] has the reason.
+/// Else the read fails with `InvalidData`, and [`Error::within`] has the reason. What was read before the end is not to be
+/// believed: a tar has its own end, which comes earlier, so read on to this one. Dropping the reader ends a download.
 pub struct LayerReader {
     inner: Pin<Box<dyn AsyncRead + Send>>,
     image: String,
@@ -115,6 +117,13 @@ impl LayerReader {
     #[must_use]
     pub fn layer(&self) -> &LayerBlob {
         &self.layer
+    }
+
+    /// For a thread that may block, such as one that extracts: [`crate::decompress`] takes it. Call it within the runtime, and
+    /// read from a thread that is not one of its workers (`spawn_blocking`); reading on a worker panics.
+    #[must_use]
+    pub fn into_blocking(self) -> impl io::Read + Send + use<> {
+        SyncIoBridge::new(self)
     }
 
     fn what(&self) -> String {

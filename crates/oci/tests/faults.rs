@@ -20,7 +20,7 @@ const BASIC: &str = "Basic bWU6czNjcjN0LXA0c3N3MHJk";
 fn settings() -> RegistrySettings {
     RegistrySettings {
         connect_timeout: Duration::from_secs(2),
-        stall_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_secs(1),
         document_timeout: Duration::from_secs(2),
         tries_max: 3,
         backoff: Duration::from_millis(10),
@@ -130,9 +130,9 @@ async fn a_stalled_layer_is_asked_for_again_and_then_given_up() {
     let server = with_large(true, |_, reply| reply.stall_at(0)).await;
     let started = Instant::now();
     let error = read_large(&server).await.1.unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(20));
     let text = Error::within(&error).unwrap().to_string();
-    assert!(text.contains("(3 tries)") && text.contains("stalled for 0.3 s after 0 of"), "{text}");
+    assert!(text.contains("(3 tries)") && text.contains("stalled for 1 s after 0 of"), "{text}");
 }
 
 #[tokio::test]

@@ -143,15 +143,22 @@ pub async fn read_layer(source: &dyn Source, layer: &LayerBlob) -> std::io::Resu
     Ok(content)
 }
 
-/// Reads every layer and compares what comes out with `tars`.
+/// Reads every layer as one who extracts does, on a thread that may block, and compares what comes out with `tars`.
 pub async fn assert_layers(source: &dyn Source, resolved: &Resolved, tars: &[(Vec<u8>, Compression)]) {
     assert_eq!(resolved.layers.len(), tars.len());
     for (layer, (tar, _)) in resolved.layers.iter().zip(tars) {
-        let kept = read_layer(source, layer).await.unwrap();
-        let mut reader = sandbank_oci::Hashing::new(sandbank_oci::decompress(&kept[..], 64 << 20).unwrap());
-        let mut plain = Vec::new();
-        std::io::Read::read_to_end(&mut reader, &mut plain).unwrap();
-        assert_eq!(reader.finish(), (layer.diff_id, tar.len() as u64));
+        let reader = source.open(layer).await.unwrap();
+        let progress = reader.progress();
+        let kept = reader.into_blocking();
+        let extract = move || {
+            let mut reader = sandbank_oci::Hashing::new(sandbank_oci::decompress(kept, 64 << 20).unwrap());
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut plain).unwrap();
+            (plain, reader.finish())
+        };
+        let (plain, counted) = tokio::task::spawn_blocking(extract).await.unwrap();
+        assert_eq!(counted, (layer.diff_id, tar.len() as u64));
+        assert_eq!(progress.bytes(), layer.size_bytes, "a layer is read to its end, where it is checked");
         assert!(plain == *tar, "layer {layer:?} has other content");
     }
 }
