@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sandbank_model::ImageConfig;
 
+use crate::manifest;
 use crate::wire::{ConfigFile, History, ProcessConfig, RootFs};
 use crate::{Digest, Error, Limits, Platform, Result};
 
@@ -31,7 +32,7 @@ pub fn parse_config(json: &[u8], image: &str) -> Result<ImageDetails> {
         let limit_bytes = Limits::DOCUMENT_BYTES_MAX as u64;
         return Err(Error::TooLarge { image: image.to_owned(), what: "its configuration".to_owned(), limit_bytes });
     }
-    let malformed = |reason: String| Error::Malformed { image: image.to_owned(), what: "its configuration".to_owned(), reason };
+    let malformed = |reason: String| manifest::malformed(image, "its configuration", reason);
     let file: ConfigFile = serde_json::from_slice(json).map_err(|error| malformed(error.to_string()))?;
     let ConfigFile { created, architecture, os, variant, config, rootfs, history: _ } = file;
     if rootfs.diff_ids.len() > Limits::LAYERS_MAX {
@@ -175,6 +176,8 @@ mod tests {
         }
         assert!(parse_config(br#"{"rootfs":{"diff_ids":["sha256:x"]}}"#, "x").is_err());
         assert!(parse_config(b"3", "x").is_err());
+        let long = parse_config(format!(r#"{{"config":"{}"}}"#, "x".repeat(1 << 20)).as_bytes(), "x").unwrap_err().to_string();
+        assert!(long.len() < 500, "what is quoted is kept short");
         assert!(matches!(parse_config(&vec![b' '; 5 << 20], "x"), Err(Error::TooLarge { .. })));
     }
 }

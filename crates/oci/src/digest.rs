@@ -58,7 +58,7 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        let shown = || text.chars().take(100).collect::<String>();
+        let shown = || text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
         match text.split_once(':') {
             Some(("sha256", hex)) => Self::from_hex(hex).ok_or_else(|| InvalidDigest::Hex { text: shown() }),
             Some((algorithm, _)) if !algorithm.is_empty() => Err(InvalidDigest::Algorithm { text: shown() }),

@@ -230,7 +230,9 @@ fn digest_of(descriptor: &Descriptor, what: &str, image: &str) -> Result<Digest>
     descriptor.digest.parse().map_err(|error: crate::InvalidDigest| malformed(image, what, error.to_string()))
 }
 
+/// `reason` may quote what came from outside, so it is kept short and plain.
 pub(crate) fn malformed(image: &str, what: &str, reason: String) -> Error {
+    let reason = reason.chars().filter(|c| !c.is_control()).take(300).collect();
     Error::Malformed { image: image.to_owned(), what: what.to_owned(), reason }
 }
 
