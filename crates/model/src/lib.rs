@@ -20,7 +20,7 @@ mod time;
 
 pub use event::{Actor, Event, EventKind};
 pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, SandboxId, TemplateId, TenantId};
-pub use image::{Image, ImageConfig, ImageName, ImageSource, Layer};
+pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};
 pub use planner::{BURST_GAP, GENTLE_AFTER_CLAIM, Pace, PoolCounts, PoolPlan, PoolSnapshot, plan_pool};

@@ -13,12 +13,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("agent-protocol", &[]),
     ("agent", &["agent-protocol"]),
+    ("oci", &["model"]),
     ("store", &["model"]),
     ("driver", &["agent-protocol", "model"]),
     ("driver-linux", &["agent-protocol", "driver", "model"]),
-    ("control", &["agent-protocol", "driver", "model", "store"]),
+    ("control", &["agent-protocol", "driver", "model", "oci", "store"]),
     ("http", &["control", "model"]),
-    ("server", &["control", "driver", "driver-linux", "http", "model", "store"]),
+    ("server", &["control", "driver", "driver-linux", "http", "model", "oci", "store"]),
     // A load generator speaks HTTP like any stranger; the driver lends it the kernel's floor to compare with.
     ("bench", &["driver-linux"]),
 ];
@@ -32,6 +33,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("libc", &["driver-linux"]),
     ("clap", &["bench", "server"]),
     ("metrics-exporter-prometheus", &["server"]),
+    ("reqwest", &["oci"]),
+    ("rustls", &["oci"]),
 ];
 /// The model has no I/O, no clock, no runtime, no HTTP, no SQL.
 const MODEL_FOREIGN: &[&str] = &["serde", "serde_json", "thiserror", "uuid"];

@@ -15,7 +15,7 @@ use crate::wire;
 /// An image.
 pub(crate) fn image_wire(image: &Image) -> wire::ImageInfo {
     let Image { name, tenant, layers, on_host: _, config, source, created_at } = image;
-    let ImageConfig { env, command, user, workdir } = config;
+    let ImageConfig { env, entrypoint: _, command, user, workdir, exposed_ports: _, labels: _, stop_signal: _ } = config;
     wire::ImageInfo {
         name: name.to_string(),
         global: tenant.is_none(),
