@@ -155,7 +155,7 @@ impl Inner {
         terms: LeaseTerms,
     ) -> Result<Held> {
         let layers = Arc::clone(&self.layers_in_use).read_owned().await;
-        let image = self.resolve_image(&spec.image, pool.tenant).await?;
+        let image = self.obtain_image(&spec.image, pool.tenant, None).await?;
         let order = order_of_pool(pool, spec, image, caller.actor());
         self.make_for_holder(order, terms, Some(pool.clone()), layers).await
     }

@@ -56,6 +56,9 @@ pub(crate) struct Inner {
     /// Places for sandboxes that somebody is waiting for.
     pub(crate) demand_places: Arc<Semaphore>,
     pub(crate) destroy_places: Arc<Semaphore>,
+    /// Serialises pulls of one name.
+    pub(crate) pull_locks: KeyedLocks<u64>,
+    pub(crate) pull_places: Semaphore,
     /// Sandboxes whose agent is being questioned.
     pub(crate) questioned: Mutex<HashSet<SandboxId>>,
     pub(crate) tasks: Tasks,
@@ -91,6 +94,8 @@ impl Control {
             refill_places: Arc::new(Semaphore::new(places)),
             demand_places: Arc::new(Semaphore::new(places)),
             destroy_places: Arc::new(Semaphore::new(DESTROY_CONCURRENCY)),
+            pull_locks: KeyedLocks::default(),
+            pull_places: Semaphore::new(settings.pulls.concurrency.max(1)),
             questioned: Mutex::default(),
             tasks: Tasks::default(),
             started: AtomicBool::new(false),

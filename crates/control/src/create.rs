@@ -26,7 +26,7 @@ impl Control {
         inner.check_expiry_action(&driver, terms.on_expiry())?;
         let tenant = caller.principal.tenant;
         let layers = Arc::clone(&inner.layers_in_use).read_owned().await;
-        let image = inner.resolve_image(&spec.image, tenant).await?;
+        let image = inner.obtain_image(&spec.image, tenant, request.image_credentials).await?;
         let order = Order { tenant, spec, image, driver, pool: None, template, actor: caller.actor() };
         let held = inner.make_for_holder(order, terms, None, layers).await?;
         Ok(SandboxView { sandbox: Arc::new(held.accept()), owner: OwnerView::from(&caller.principal) })

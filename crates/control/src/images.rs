@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use sandbank_driver::{Capability, ImportSource};
 use sandbank_model::{Image, ImageName, ImageSource, Role, TenantId};
+use sandbank_oci::Credentials;
 use sandbank_store::{PageRequest, Write};
 
 use crate::control::{Control, Inner};
+use crate::image_layers::LayerProgress;
+use crate::pulls::{Pull, PullPolicy, PullSettings, not_here};
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
 
@@ -104,21 +107,43 @@ impl Inner {
         meant.and_then(|meant| meant.parse().ok()).unwrap_or_else(|| name.clone())
     }
 
-    /// A tenant's own image of this very name comes before an alias: an alias is only a default.
-    async fn find_image(&self, name: &ImageName, tenant: TenantId) -> Result<Option<Image>> {
+    /// A tenant's own image of this very name comes before an alias: an alias is only a default. What was pulled is found by
+    /// every spelling of its name.
+    pub(crate) async fn find_image(&self, name: &ImageName, tenant: TenantId) -> Result<Option<Image>> {
         if let Some(image) = self.store.image_get(tenant, name).await? {
             return Ok(Some(image));
         }
         let meant = self.alias(name);
-        if meant == *name { Ok(None) } else { Ok(self.store.image_get(tenant, &meant).await?) }
+        if meant != *name {
+            return Ok(self.store.image_get(tenant, &meant).await?);
+        }
+        match self.pulled_name(name).filter(|pulled| pulled != name) {
+            Some(pulled) => Ok(self.store.image_get(tenant, &pulled).await?),
+            None => Ok(None),
+        }
     }
 
-    /// The image that a spec's name means to this tenant.
+    /// The image that a spec's name means to this tenant, if it is here.
     pub(crate) async fn resolve_image(&self, name: &ImageName, tenant: TenantId) -> Result<Image> {
-        self.find_image(name, tenant).await?.ok_or_else(|| {
-            let message = format!("image {name} is not on this server: import it (sandbank image import), or use host");
-            Error::invalid(message)
-        })
+        self.find_image(name, tenant).await?.ok_or_else(|| not_here(name))
+    }
+
+    /// As [`Inner::resolve_image`], pulled where it is not here and the settings say so. `credentials` are for this pull alone.
+    pub(crate) async fn obtain_image(
+        self: &Arc<Self>,
+        name: &ImageName,
+        tenant: TenantId,
+        credentials: Option<Credentials>,
+    ) -> Result<Image> {
+        let PullSettings { policy, registries, .. } = &self.settings.pulls;
+        match self.find_image(name, tenant).await? {
+            // What was never in a registry is not asked for there, whatever the policy.
+            Some(image) if *policy != PullPolicy::Always || !matches!(image.source, ImageSource::Pulled { .. }) => return Ok(image),
+            None if *policy == PullPolicy::Never || registries.is_none() => return Err(not_here(name)),
+            _ => {}
+        }
+        let pull = Pull { name: self.alias(name), policy: *policy, credentials, global: false, progress: LayerProgress::default() };
+        self.pull(tenant, pull).await
     }
 
     /// What keeps an image from being deleted.

@@ -309,7 +309,7 @@ impl Inner {
         }
     }
 
-    async fn check_pool(&self, pool: &Pool) -> Result<()> {
+    async fn check_pool(self: &Arc<Self>, pool: &Pool) -> Result<()> {
         check_template(&pool.template_spec)?;
         check_string_map("labels", &pool.labels)?;
         check_annotations(&pool.annotations)?;
@@ -322,7 +322,7 @@ impl Inner {
         Ok(limits.check(&used, &spec.resources, fresh)?)
     }
 
-    async fn check_pool_change(&self, present: &Pool, next: &Pool) -> Result<()> {
+    async fn check_pool_change(self: &Arc<Self>, present: &Pool, next: &Pool) -> Result<()> {
         self.check_pool_settings(next)?;
         let spec = next.sandbox_spec();
         if spec != present.sandbox_spec() {
@@ -355,8 +355,8 @@ impl Inner {
         self.check_expiry_action(&pool.driver, pool.policies.on_expiry)
     }
 
-    async fn check_image(&self, pool: &Pool, image: &ImageName) -> Result<()> {
-        self.resolve_image(image, pool.tenant).await.map(|_| ())
+    async fn check_image(self: &Arc<Self>, pool: &Pool, image: &ImageName) -> Result<()> {
+        self.obtain_image(image, pool.tenant, None).await.map(|_| ())
     }
 
     async fn pool_and_template(self: &Arc<Self>, caller: &Caller, name: &PoolName) -> Result<(Pool, sandbank_model::Template)> {

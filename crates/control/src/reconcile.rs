@@ -150,6 +150,7 @@ impl Inner {
             Ok(image) => image,
             Err(error) if error.kind == ErrorKind::Invalid => {
                 runtime.failed(self.now(), &error.message);
+                self.obtain_beside(pool, runtime);
                 runtime.poke.notify_one();
                 return Ok(());
             }
@@ -174,6 +175,23 @@ impl Inner {
         }
         runtime.note(why_less);
         Ok(())
+    }
+
+    /// The pool's image was here when the pool was made, and was removed since: it is pulled again beside the passes.
+    fn obtain_beside(self: &Arc<Self>, pool: &Pool, runtime: &Arc<PoolRuntime>) {
+        if runtime.pulling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (inner, runtime) = (Arc::clone(self), Arc::clone(runtime));
+        let (image, tenant) = (pool.sandbox_spec().image, pool.tenant);
+        self.tasks.spawn(async move {
+            match inner.obtain_image(&image, tenant, None).await {
+                Ok(_) => runtime.succeeded(),
+                Err(error) => runtime.failed(inner.now(), &error.message),
+            }
+            runtime.pulling.store(false, Ordering::Release);
+            runtime.poke.notify_one();
+        });
     }
 
     fn make_warm(self: &Arc<Self>, record: Sandbox, runtime: &Arc<PoolRuntime>) {

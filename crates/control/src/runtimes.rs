@@ -31,6 +31,8 @@ pub(crate) struct PoolRuntime {
     pub(crate) reconciled: AtomicBool,
     /// Sandboxes that are being made for it by its reconciler.
     pub(crate) making: AtomicUsize,
+    /// Its image is being pulled.
+    pub(crate) pulling: AtomicBool,
     /// Held while sandboxes are counted against `max` and inserted.
     pub(crate) growing: tokio::sync::Mutex<()>,
     state: Mutex<RuntimeState>,

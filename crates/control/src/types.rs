@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use sandbank_model::{Actor, ImageConfig, ImageName, LeaseChange, Principal, QuotaLimits, Role, SandboxId, Timestamp, Usage};
 
+use crate::pulls::PullSettings;
+
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
     /// Now.
@@ -48,6 +50,8 @@ pub struct Settings {
     pub default_quota: QuotaLimits,
     /// Template defaults: image of a create call that names nothing.
     pub default_image: ImageName,
+    /// Where images come from that are not here.
+    pub pulls: PullSettings,
 }
 
 /// Who is asking, in which request.

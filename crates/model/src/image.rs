@@ -184,6 +184,11 @@ pub enum ImageSource {
     Host,
     /// Imported from an archive or a directory.
     Imported,
+    /// Pulled from a registry, under the name that it has.
+    Pulled {
+        /// `sha256:…` of the manifest, or of the index of several, that the name stood for.
+        digest: String,
+    },
     /// Committed from a sandbox.
     Committed {
         /// The sandbox, as text: it may be long gone.

@@ -55,6 +55,8 @@ pub(crate) struct ConfigFile {
     pub(crate) default_quota: DefaultQuota,
     /// Bounds of the server itself.
     pub(crate) limits: Limits,
+    /// Where images come from.
+    pub(crate) images: Images,
     /// The driver of Linux sandboxes.
     pub(crate) linux: Linux,
     /// Logging.
@@ -347,6 +349,7 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
             memory_bytes: file.default_quota.memory_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
         },
         default_image: image("default_image", file.default_image.as_deref().unwrap_or("host"))?,
+        pulls: file.images.settings()?,
     })
 }
 

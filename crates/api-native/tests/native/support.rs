@@ -93,6 +93,8 @@ impl Server {
             exec_output_max: 1 << 20,
             default_quota,
             default_image: "host".parse().unwrap(),
+            pulls: sandbank_control::PullSettings::default(),
+        pulls: sandbank_control::PullSettings::default(),
         };
         let control =
             Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), Arc::new(Numbers(AtomicU64::new(1))), settings);

@@ -71,6 +71,8 @@ pub struct CreateSandbox {
     pub lease: LeaseRequest,
     /// Driver; `None`: the default.
     pub driver: Option<String>,
+    /// For its image's registry, should the image have to be pulled. Not kept.
+    pub image_credentials: Option<sandbank_oci::Credentials>,
 }
 
 /// What a sandbox without a pool is made of.

@@ -63,6 +63,7 @@ pub fn settings() -> Settings {
         exec_output_max: 4096,
         default_quota: QuotaLimits::default(),
         default_image: "host".parse().unwrap(),
+        pulls: sandbank_control::PullSettings::default(),
     }
 }
 
@@ -256,6 +257,7 @@ pub fn create() -> CreateSandbox {
         changes: SpecChange::default(),
         lease: LeaseRequest::default(),
         driver: None,
+        image_credentials: None,
     }
 }
 
