@@ -23,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Sandboxes that are destroyed at the same time.
 const DESTROY_CONCURRENCY: usize = 8;
+/// Layers of images from elsewhere that are read at the same time: decompressing one may take 128 MiB.
+const LAYER_CONCURRENCY: usize = 9;
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -56,6 +58,8 @@ pub(crate) struct Inner {
     /// Places for sandboxes that somebody is waiting for.
     pub(crate) demand_places: Arc<Semaphore>,
     pub(crate) destroy_places: Arc<Semaphore>,
+    /// Places for layers of images from elsewhere.
+    pub(crate) layer_places: Arc<Semaphore>,
     /// Sandboxes whose agent is being questioned.
     pub(crate) questioned: Mutex<HashSet<SandboxId>>,
     pub(crate) tasks: Tasks,
@@ -91,6 +95,7 @@ impl Control {
             refill_places: Arc::new(Semaphore::new(places)),
             demand_places: Arc::new(Semaphore::new(places)),
             destroy_places: Arc::new(Semaphore::new(DESTROY_CONCURRENCY)),
+            layer_places: Arc::new(Semaphore::new(LAYER_CONCURRENCY)),
             questioned: Mutex::default(),
             tasks: Tasks::default(),
             started: AtomicBool::new(false),

@@ -54,6 +54,7 @@ pub use background::Background;
 pub use control::Control;
 pub use error::{Detail, Error, ErrorKind, PoolBrief, Result, TemplateBrief};
 pub use files::{FileReader, FileWriter, Watch};
+pub use images::{LayerProgress, LayerState, LayersProgress};
 pub use ports::PortStream;
 pub use processes::{ProcessEvents, ProcessInput, ProcessStream};
 pub use types::*;

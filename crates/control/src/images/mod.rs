@@ -1,5 +1,9 @@
 //! Images: names, aliases, import, and the collection of layers that nothing uses.
 
+// What takes images from elsewhere stands on it.
+#[allow(dead_code)]
+mod layers;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +16,8 @@ use sandbank_store::{PageRequest, Write};
 use crate::control::{Control, Inner};
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
+
+pub use layers::{LayerProgress, LayerState, LayersProgress};
 
 /// Name of the image that needs no import.
 const HOST_IMAGE: &str = "host";
