@@ -11,7 +11,7 @@ use sandbank_http::{REQUEST_ID, request_id};
 
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
-use crate::routes::{admin, exec, files, images, keys, pools, ports, sandboxes, sockets, system, templates};
+use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, sandboxes, sockets, system, templates};
 use crate::session::RequestId;
 
 const SERVER_VERSION: HeaderName = HeaderName::from_static("x-agentbox-server-version");
@@ -82,6 +82,7 @@ fn pool_routes() -> Router<App> {
         .route("/v1/sandbox-templates", get(templates::list).post(templates::create))
         .route("/v1/sandbox-templates/{name}", get(templates::get).put(templates::update).delete(templates::delete))
         .route("/v1/images", get(images::list))
+        .route("/v1/images/pull", post(pulls::pull))
         .route("/v1/images/{*name}", get(images::get).delete(images::delete))
         .route("/v1/api-keys", post(keys::create).get(keys::list))
         .route("/v1/api-keys/{*name}", delete(keys::delete))

@@ -23,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Sandboxes that are destroyed at the same time.
 const DESTROY_CONCURRENCY: usize = 8;
+/// Layers of images from elsewhere that are read at the same time: decompressing one may take 128 MiB.
+const LAYER_CONCURRENCY: usize = 9;
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -59,6 +61,8 @@ pub(crate) struct Inner {
     /// Serialises pulls of one name.
     pub(crate) pull_locks: KeyedLocks<u64>,
     pub(crate) pull_places: Semaphore,
+    /// Places for layers of images from elsewhere.
+    pub(crate) layer_places: Arc<Semaphore>,
     /// Sandboxes whose agent is being questioned.
     pub(crate) questioned: Mutex<HashSet<SandboxId>>,
     pub(crate) tasks: Tasks,
@@ -96,6 +100,7 @@ impl Control {
             destroy_places: Arc::new(Semaphore::new(DESTROY_CONCURRENCY)),
             pull_locks: KeyedLocks::default(),
             pull_places: Semaphore::new(settings.pulls.concurrency.max(1)),
+            layer_places: Arc::new(Semaphore::new(LAYER_CONCURRENCY)),
             questioned: Mutex::default(),
             tasks: Tasks::default(),
             started: AtomicBool::new(false),

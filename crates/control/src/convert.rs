@@ -75,6 +75,45 @@ impl From<StoreError> for Error {
     }
 }
 
+/// What is wrong with an image from elsewhere, or with getting it:
+///
+/// | image | here | why |
+/// |---|---|---|
+/// | `NotFound` | `NotFound` | |
+/// | `Unauthorized`, `Forbidden` | `Forbidden` | the registry refuses; our own key is good |
+/// | `RateLimited`, `Unavailable`, `Status`, `Redirect` | `Unavailable` | the registry fails |
+/// | `Io` | `Unavailable`, of what is not there or not readable `Invalid` | |
+/// | the rest | `Invalid` | the name or the image cannot be used |
+impl From<sandbank_oci::Error> for Error {
+    fn from(error: sandbank_oci::Error) -> Self {
+        use sandbank_oci::Error as Oci;
+        let kind = match &error {
+            Oci::NotFound { .. } => ErrorKind::NotFound,
+            Oci::Unauthorized { .. } | Oci::Forbidden { .. } => ErrorKind::Forbidden,
+            Oci::RateLimited { .. } | Oci::Unavailable { .. } | Oci::Status { .. } | Oci::Redirect { .. } => {
+                ErrorKind::Unavailable
+            }
+            Oci::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => ErrorKind::Invalid,
+                _ => ErrorKind::Unavailable,
+            },
+            Oci::Reference(_)
+            | Oci::Setting { .. }
+            | Oci::Platform { .. }
+            | Oci::Unsupported { .. }
+            | Oci::Malformed { .. }
+            | Oci::TooLarge { .. }
+            | Oci::Digest { .. }
+            | Oci::Size { .. }
+            | Oci::Choice { .. }
+            | Oci::Archive { .. }
+            | Oci::Decompressed { .. }
+            | Oci::Compression { .. } => ErrorKind::Invalid,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();

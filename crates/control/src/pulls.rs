@@ -12,7 +12,7 @@ use sandbank_model::{Image, ImageName, ImageSource, Role, TenantId};
 use sandbank_oci::{Credentials, InvalidReference, Platform, Reference, RegistryClient, Source};
 
 use crate::control::{Control, Inner};
-use crate::image_layers::{LayerProgress, take_layers};
+use crate::images::layers::{LayersProgress, take_layers};
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
 
@@ -102,7 +102,7 @@ pub struct Pull {
     /// For the whole installation: admins only.
     pub global: bool,
     /// Told how far it is.
-    pub progress: LayerProgress,
+    pub progress: LayersProgress,
 }
 
 impl Control {
@@ -154,8 +154,8 @@ impl Inner {
             Some(given) => Some(given),
             None => None,
         };
-        let source = registries.source(reference, credentials).map_err(|error| from_oci(&error))?;
-        let resolved = source.resolve(&Platform::host()).await.map_err(|error| from_oci(&error))?;
+        let source = registries.source(reference, credentials)?;
+        let resolved = source.resolve(&Platform::host()).await?;
         let origin = ImageSource::Pulled { digest: resolved.root_digest.to_string() };
         if let Some(image) = known.filter(|image| image.source == origin) {
             return Ok(image);
@@ -163,7 +163,7 @@ impl Inner {
         let driver = self.driver(&self.settings.default_driver)?;
         driver.capabilities().require(Capability::ImportImage)?;
         let layers_in_use = self.layers_in_use.read().await;
-        let layers = take_layers(driver.as_ref(), source.as_ref(), &resolved, &pull.progress).await?;
+        let layers = take_layers(self, driver, source.as_ref(), &resolved, &pull.progress).await?;
         let config = resolved.config;
         let image = Image { name, tenant: owner, layers, on_host: false, config, source: origin, created_at: self.now() };
         let replaced = self.store.image_put(image.clone()).await?;
@@ -222,18 +222,6 @@ fn key_of(owner: Option<TenantId>, name: &ImageName) -> u64 {
 
 pub(crate) fn not_here(name: &ImageName) -> Error {
     Error::invalid(format!("image {name} is not on this server: pull or import it (sandbank image pull), or use host"))
-}
-
-/// What a registry or an archive did wrong, in the words of the crate that knows; sorted by what a client can do.
-pub(crate) fn from_oci(error: &sandbank_oci::Error) -> Error {
-    use sandbank_oci::Error as E;
-    let kind = match error {
-        E::RateLimited { .. } | E::Unavailable { .. } | E::Status { .. } | E::Redirect { .. } => ErrorKind::Unavailable,
-        _ if error.is_transient() => ErrorKind::Unavailable,
-        // What is wrong is what the caller named: the image, its registry, or the credentials for it.
-        _ => ErrorKind::Invalid,
-    };
-    Error::new(kind, error.to_string())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What an installation may set: a TOML file, the environment and the command line, in this order of weight.
 
+mod images;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use sandbank_model::{ImageName, QuotaLimits};
 use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
+use images::Images;
 
 /// Where the server listens unless told otherwise.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7070";

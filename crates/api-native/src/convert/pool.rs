@@ -125,7 +125,7 @@ fn refuse_pull_secret(secret: Option<&wire::ImagePullSecret>) -> ApiResult<()> {
     match secret.map(|secret| secret.registries.len()) {
         None | Some(0) => Ok(()),
         Some(_) => Err(ApiError::bad_request(
-            "imagePullSecret: pulling from registries is not available yet; import the image with POST /v1/admin/images/import",
+            "imagePullSecret is not kept with pools: pull the image first (POST /v1/images/pull with username and password)",
         )),
     }
 }

@@ -9,7 +9,9 @@ use sandbank_control::{
 use sandbank_http::{format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
-use super::{CONTAINER, ResourceTexts, SpecFields, environment, expiry_action, image_name, labels, positive, timeout};
+use super::{
+    CONTAINER, ResourceTexts, SpecFields, environment, expiry_action, image_name, labels, positive, pull_secret, timeout,
+};
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
 use crate::wire;
@@ -28,6 +30,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         pool_name,
         image,
         container_images,
+        image_pull_secret,
         template_name,
         labels: label_map,
         annotations,
@@ -57,12 +60,13 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         env: environment("env", env)?,
     };
     let image = chosen_image(image, container_images)?;
+    let image_credentials = image_pull_secret.map(pull_secret).transpose()?.flatten();
     let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };
     let given = fields.given();
     let changes = fields.change()?;
     let Some(pool) = pool_name.filter(|name| !name.is_empty()) else {
         let source = create_source(image, template_name)?;
-        return Ok(Wanted::Create(Box::new(CreateSandbox { source, changes, lease, driver: None })));
+        return Ok(Wanted::Create(Box::new(CreateSandbox { source, changes, lease, driver: None, image_credentials })));
     };
     if template_name.is_some() {
         return Err(ApiError::bad_request("poolName and templateName exclude each other: a pool has its template"));

@@ -191,7 +191,7 @@ pub(crate) struct CreatePoolRequest {
     pub quota_url: Option<String>,
     /// What the pool changes in its template.
     pub overrides: Option<OverridesWire>,
-    /// Not available yet: refused unless empty.
+    /// Not kept with pools: refused unless empty. Pull the image first.
     pub image_pull_secret: Option<ImagePullSecret>,
     /// Whole life of a sandbox whose claim names none, a Go duration; "0" is unlimited.
     #[schema(max_length = 64)]

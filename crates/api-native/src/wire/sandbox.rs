@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::TextMap;
+use super::{ImagePullSecret, TextMap};
 
 /// Claim a sandbox of a pool, or (without `poolName`) make one of `image` or `templateName`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -19,6 +19,8 @@ pub(crate) struct CreateSandboxRequest {
     pub image: Option<String>,
     /// Image by container name; beats `image`. A sandbox has one container, so at most one entry.
     pub container_images: Option<TextMap>,
+    /// For the registry of the image of a sandbox without a pool, should it have to be pulled: one entry. Not kept.
+    pub image_pull_secret: Option<ImagePullSecret>,
     /// Template of a sandbox without a pool.
     #[schema(max_length = 63)]
     pub template_name: Option<String>,

@@ -15,7 +15,7 @@ pub(crate) struct ImageInfo {
     pub name: String,
     /// Whether everybody may use it.
     pub global: bool,
-    /// `host`, `imported` or `committed`.
+    /// `host`, `imported`, `pulled` or `committed`.
     pub source: String,
     /// How many layers it has.
     pub layers: usize,

@@ -1,5 +1,7 @@
 //! Images: names, aliases, import, and the collection of layers that nothing uses.
 
+pub(crate) mod layers;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,10 +13,11 @@ use sandbank_oci::Credentials;
 use sandbank_store::{PageRequest, Write};
 
 use crate::control::{Control, Inner};
-use crate::image_layers::LayerProgress;
 use crate::pulls::{Pull, PullPolicy, PullSettings, not_here};
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
+
+pub use layers::{LayerProgress, LayerState, LayersProgress};
 
 /// Name of the image that needs no import.
 const HOST_IMAGE: &str = "host";
@@ -142,7 +145,7 @@ impl Inner {
             None if *policy == PullPolicy::Never || registries.is_none() => return Err(not_here(name)),
             _ => {}
         }
-        let pull = Pull { name: self.alias(name), policy: *policy, credentials, global: false, progress: LayerProgress::default() };
+        let pull = Pull { name: self.alias(name), policy: *policy, credentials, global: false, progress: LayersProgress::default() };
         self.pull(tenant, pull).await
     }
 
