@@ -58,6 +58,6 @@ pub use files::{FileReader, FileWriter, Watch};
 pub use images::{LayerProgress, LayerState, LayersProgress};
 pub use ports::PortStream;
 pub use processes::{ProcessEvents, ProcessInput, ProcessStream};
-pub use sandbank_oci::Credentials as RegistryCredentials;
 pub use pulls::{Pull, PullPolicy, PullSettings, Registries};
+pub use sandbank_oci::Credentials as RegistryCredentials;
 pub use types::*;

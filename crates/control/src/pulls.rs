@@ -230,13 +230,15 @@ mod tests {
 
     #[test]
     fn hosts_of_this_machine_and_private_networks_are_near() {
-        for near in ["localhost", "localhost:5000", "127.0.0.1:5000", "10.1.2.3", "192.168.0.1:443", "[::1]:5000", "x.localhost"] {
+        for near in ["localhost", "localhost:5000", "127.0.0.1:5000", "10.1.2.3", "192.168.0.1:443", "[::1]:5000", "x.localhost"]
+        {
             assert!(is_near(near), "{near}");
         }
         for near in ["169.254.169.254", "0.0.0.0:80", "[fd00::1]:5000", "[::ffff:10.0.0.1]:80", "172.16.0.9"] {
             assert!(is_near(near), "{near}");
         }
-        for far in ["docker.io", "ghcr.io", "registry.example.com:5000", "8.8.8.8", "[2001:db8::1]:443", "localhost.example.com"] {
+        for far in ["docker.io", "ghcr.io", "registry.example.com:5000", "8.8.8.8", "[2001:db8::1]:443", "localhost.example.com"]
+        {
             assert!(!is_near(far), "{far}");
         }
     }

@@ -283,7 +283,7 @@ async fn an_agent_that_hangs_is_destroyed_and_said_to_have_hung() {
                 assert!(matches!(refused, DriverError::TimedOut { what: "the agent", .. }), "{refused:?}");
                 return fixture.expect_back_to(&before).await;
             }
-            Ok((id, _)) => fixture.driver().destroy(id).await.unwrap(),
+            Ok(made) => fixture.driver().destroy(made.id).await.unwrap(),
         }
     }
     panic!("no agent was ever waited for");

@@ -94,7 +94,6 @@ impl Server {
             default_quota,
             default_image: "host".parse().unwrap(),
             pulls: sandbank_control::PullSettings::default(),
-        pulls: sandbank_control::PullSettings::default(),
         };
         let control =
             Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), Arc::new(Numbers(AtomicU64::new(1))), settings);

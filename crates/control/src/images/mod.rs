@@ -141,11 +141,14 @@ impl Inner {
         let PullSettings { policy, registries, .. } = &self.settings.pulls;
         match self.find_image(name, tenant).await? {
             // What was never in a registry is not asked for there, whatever the policy.
-            Some(image) if *policy != PullPolicy::Always || !matches!(image.source, ImageSource::Pulled { .. }) => return Ok(image),
+            Some(image) if *policy != PullPolicy::Always || !matches!(image.source, ImageSource::Pulled { .. }) => {
+                return Ok(image);
+            }
             None if *policy == PullPolicy::Never || registries.is_none() => return Err(not_here(name)),
             _ => {}
         }
-        let pull = Pull { name: self.alias(name), policy: *policy, credentials, global: false, progress: LayersProgress::default() };
+        let pull =
+            Pull { name: self.alias(name), policy: *policy, credentials, global: false, progress: LayersProgress::default() };
         self.pull(tenant, pull).await
     }
 

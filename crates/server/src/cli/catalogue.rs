@@ -123,6 +123,8 @@ pub(crate) struct TemplateCreate {
 pub(crate) enum Image {
     /// Import a root file system from a tar archive (plain or gzip) or a directory on the server's machine
     Import(ImageImport),
+    /// Pull an image from a registry
+    Pull(ImagePull),
     /// List images
     List,
     /// Show an image
@@ -143,4 +145,21 @@ pub(crate) struct ImageImport {
     /// Only for the caller's own tenant, not for everybody
     #[arg(long)]
     pub(crate) private: bool,
+}
+
+/// Options of `image pull`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagePull {
+    /// Name as registries have it, such as python:3.12-slim or ghcr.io/org/app:1
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Do nothing where it is here already
+    #[arg(long)]
+    pub(crate) missing: bool,
+    /// User name for the registry; the password comes from SANDBANK_REGISTRY_PASSWORD
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) username: Option<String>,
+    /// For everybody, not only for the caller's own tenant
+    #[arg(long)]
+    pub(crate) global: bool,
 }

@@ -196,7 +196,12 @@ impl Client {
 
     /// Opens an NDJSON stream with `GET path`.
     pub(crate) async fn lines(&self, path: &str) -> Result<Lines> {
-        let response = self.send(self.request(Method::GET, path), full(Bytes::new())).await?;
+        self.lines_of(self.request(Method::GET, path), full(Bytes::new())).await
+    }
+
+    /// Opens an NDJSON stream with a request.
+    pub(crate) async fn lines_of(&self, request: http::request::Builder, body: Body) -> Result<Lines> {
+        let response = self.send(request, body).await?;
         Ok(Lines { body: response.into_body(), pending: Vec::new() })
     }
 

@@ -84,6 +84,10 @@ pub(crate) async fn image(client: &Client, command: Image, json: bool) -> Result
             let answer = import(client, &options).await?;
             show_image(&answer, json)
         }
+        Image::Pull(options) => {
+            let answer = super::pull::pull(client, &options).await?;
+            show_image(&answer, json)
+        }
         Image::List => {
             let images = client.list("/v1/images").await?;
             if json {

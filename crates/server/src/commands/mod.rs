@@ -7,6 +7,7 @@ mod env;
 mod events;
 mod keys;
 mod pools;
+mod pull;
 mod run;
 mod sandboxes;
 

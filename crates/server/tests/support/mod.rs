@@ -95,7 +95,13 @@ pub struct Server {
 impl Server {
     /// Starts one on a free port, without pools.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// As [`Server::start`], with this configuration file.
+    pub fn start_with(configuration: &str) -> Self {
         let mut server = Self { directory: tempfile::tempdir().expect("a temporary directory"), child: None };
+        std::fs::write(server.directory.path().join("sandbank.toml"), configuration).unwrap();
         server.start_again();
         server
     }
@@ -117,6 +123,8 @@ impl Server {
         let child = sandbank()
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(self.data())
+            .arg("--config")
+            .arg(self.directory.path().join("sandbank.toml"))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
