@@ -7,6 +7,7 @@ mod env;
 mod events;
 mod keys;
 mod pools;
+mod registries;
 mod run;
 mod sandboxes;
 
@@ -59,6 +60,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Pool(command) => pools::run(&find()?, command, json).await,
             Command::Template(command) => catalogue::template(&find()?, command, json).await,
             Command::Image(command) => catalogue::image(&find()?, command, json).await,
+            Command::Registry(command) => registries::run(&find()?, command, json).await,
             Command::Key(command) => keys::run(&find()?, command, json).await,
             Command::Serve(_) | Command::Up(_) | Command::Doctor => Ok(()),
         }
