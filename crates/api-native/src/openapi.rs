@@ -9,7 +9,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, SchemaFormat};
 use utoipa::{Modify, OpenApi as _};
 
-use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, sandboxes, sockets, system, templates};
+use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates};
 use crate::wire;
 
 #[allow(deprecated, reason = "operations that AgentBox has deprecated are part of its contract")]
@@ -31,6 +31,7 @@ use crate::wire;
         templates::list, templates::get, templates::create, templates::update, templates::delete,
         templates::admin_create, templates::admin_update, templates::admin_delete,
         images::list, images::get, images::delete, images::import, pulls::pull,
+        registries::login, registries::list, registries::logout,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
         admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,
         admin::pool_statistics,
@@ -110,6 +111,7 @@ fn path_parameters(path: &str, operation: &mut Operation) {
                 ("Key: its id, perhaps with {namespace}/ in front.", schema.max_length(Some(300)))
             }
             "name" => ("Template.", schema.max_length(Some(63))),
+            "host" => ("Registry: its host, with a port if it has one.", schema.max_length(Some(255))),
             "team" => ("Team.", schema.max_length(Some(63))),
             _ => ("Namespace.", schema.max_length(Some(200))),
         };

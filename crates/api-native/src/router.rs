@@ -11,7 +11,7 @@ use sandbank_http::{REQUEST_ID, request_id};
 
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
-use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, sandboxes, sockets, system, templates};
+use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates};
 use crate::session::RequestId;
 
 const SERVER_VERSION: HeaderName = HeaderName::from_static("x-agentbox-server-version");
@@ -84,6 +84,8 @@ fn pool_routes() -> Router<App> {
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(pulls::pull))
         .route("/v1/images/{*name}", get(images::get).delete(images::delete))
+        .route("/v1/registries", post(registries::login).get(registries::list))
+        .route("/v1/registries/{host}", delete(registries::logout))
         .route("/v1/api-keys", post(keys::create).get(keys::list))
         .route("/v1/api-keys/{*name}", delete(keys::delete))
 }

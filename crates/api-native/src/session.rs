@@ -179,7 +179,7 @@ pub(crate) async fn path_param(parts: &mut Parts, app: &App, name: &str) -> ApiR
     value.ok_or_else(|| ApiError::not_found("no such resource"))
 }
 
-/// The decoded parameter `name`, `tenant`, `team` or `pid` of a path that names no pool.
+/// The decoded parameter `name`, `host`, `tenant`, `team` or `pid` of a path that names no pool.
 pub(crate) struct PathText(pub(crate) String);
 
 impl FromRequestParts<App> for PathText {

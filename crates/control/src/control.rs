@@ -17,6 +17,7 @@ use crate::locks::KeyedLocks;
 use crate::logs::KeptLogs;
 use crate::owners::Owners;
 use crate::runtimes::PoolRuntimes;
+use crate::secrets::{Sealer, SecretKey};
 use crate::streams::Streams;
 use crate::types::{Clock, Entropy, Settings};
 use crate::{Error, ErrorKind, Result};
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) settings: Settings,
+    pub(crate) sealer: Sealer,
     /// Serialises driver operations on one sandbox.
     pub(crate) sandbox_locks: KeyedLocks<SandboxId>,
     /// Serialises "does it fit the quota?" and the insert that follows.
@@ -71,13 +73,15 @@ pub(crate) struct Inner {
 }
 
 impl Control {
-    /// Use cases over these adapters. Nothing runs until [`Control::start`].
+    /// Use cases over these adapters. Nothing runs until [`Control::start`]. `secret_key` seals what tenants entrust: secrets that
+    /// were sealed with another one cannot be used.
     pub fn new(
         store: Arc<dyn Store>,
         drivers: Vec<Arc<dyn Driver>>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         settings: Settings,
+        secret_key: &SecretKey,
     ) -> Self {
         let places = settings.create_concurrency.max(1);
         let inner = Inner {
@@ -85,6 +89,7 @@ impl Control {
             drivers: drivers.into_iter().map(|driver| (driver.name().to_owned(), driver)).collect(),
             clock,
             entropy,
+            sealer: Sealer::new(secret_key),
             sandbox_locks: KeyedLocks::default(),
             quota_locks: KeyedLocks::default(),
             activity: Activity::default(),

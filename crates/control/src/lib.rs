@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `auth`, `keys`, `owners` | who is asking, and what they may do |
 //! | `templates`, `pools`, `images` | the objects that sandboxes are made from |
+//! | `registries`, `secrets` | how a tenant proves to a registry who asks; how secrets are kept |
 //! | `claim`, `create`, `make`, `destroy` | how a sandbox comes and goes |
 //! | `sandboxes`, `lifecycle`, `transitions` | what is shown of it and how its record moves |
 //! | `agent`, `processes`, `files`, `ports`, `logs`, `readiness` | operations inside |
@@ -42,8 +43,10 @@ mod quota;
 mod readiness;
 mod reconcile;
 mod recover;
+mod registries;
 mod runtimes;
 mod sandboxes;
+mod secrets;
 mod start;
 mod streams;
 mod telemetry;
@@ -60,4 +63,5 @@ pub use ports::PortStream;
 pub use processes::{ProcessEvents, ProcessInput, ProcessStream};
 pub use pulls::{Pull, PullPolicy, PullSettings, Registries};
 pub use sandbank_oci::Credentials as RegistryCredentials;
+pub use secrets::SecretKey;
 pub use types::*;

@@ -152,7 +152,7 @@ impl Inner {
         let _place = self.pull_places.acquire().await;
         let credentials = match pull.credentials {
             Some(given) => Some(given),
-            None => None,
+            None => self.credentials_for(tenant, reference.registry()).await?,
         };
         let source = registries.source(reference, credentials)?;
         let resolved = source.resolve(&Platform::host()).await?;

@@ -3,11 +3,13 @@
 mod inside;
 mod key;
 mod pool;
+mod registry;
 mod sandbox;
 
 pub use inside::*;
 pub use key::*;
 pub use pool::*;
+pub use registry::*;
 pub use sandbox::*;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ mod lease;
 mod name;
 mod planner;
 mod pool;
+mod registry;
 mod resources;
 mod sandbox;
 mod state;
@@ -19,7 +20,7 @@ mod tenant;
 mod time;
 
 pub use event::{Actor, Event, EventKind};
-pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, SandboxId, TemplateId, TenantId};
+pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, RegistryCredentialId, SandboxId, TemplateId, TenantId};
 pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};
@@ -28,6 +29,7 @@ pub use pool::{
     Autoscaling, Counting, InvalidSizing, Overrides, Pool, PoolPhase, PoolPolicies, PoolState, ReleaseAction, ScaleDownPolicy,
     ScaleUpMode, ScaleUpPolicy, Sizing, phase_of,
 };
+pub use registry::{CredentialKind, RegistryCredential, Sealed};
 pub use resources::{QuotaExceeded, QuotaLimits, Resources, Usage};
 pub use sandbox::{DriverHandle, ExitInfo, Failure, FailureReason, Sandbox, StopCause};
 pub use state::{Command, Refusal, State, transition};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     ApiKey, ApiKeyId, AssignmentId, Autoscaling, Counting, ExpiryAction, ExpiryCause, ImageName, InvalidName, InvalidSizing,
-    KeyHash, Lease, PoolName, QuotaLimits, Resources, Role, SandboxId, SemVer, Sizing, TenantId, Timeout, Timestamp, Usage,
-    Visibility, VisibilityRule, validate_label_key,
+    KeyHash, Lease, PoolName, QuotaLimits, Resources, Role, SandboxId, Sealed, SemVer, Sizing, TenantId, Timeout, Timestamp,
+    Usage, Visibility, VisibilityRule, validate_label_key,
 };
 
 fn at(millis: u64) -> Timestamp {
@@ -234,5 +234,18 @@ proptest! {
         let id = |millis| SandboxId::new(Timestamp::from_millis(millis), random);
         let (a, b) = (Timestamp::from_millis(a).as_millis(), Timestamp::from_millis(b).as_millis());
         prop_assert_eq!(id(a).cmp(&id(b)), a.cmp(&b));
+    }
+}
+
+#[test]
+fn a_sealed_secret_is_kept_in_hexadecimal_and_not_shown() {
+    let sealed = Sealed(vec![0x00, 0xab, 0xff]);
+    let kept = serde_json::to_string(&sealed).unwrap();
+    assert_eq!(kept, "\"00abff\"");
+    assert_eq!(serde_json::from_str::<Sealed>(&kept).unwrap(), sealed);
+    assert!(!format!("{sealed:?}").contains("ab"), "{sealed:?}");
+    for damaged in ["\"0\"", "\"00a\"", "\"zz\"", "\"+1\"", "\"é\""] {
+        let error = serde_json::from_str::<Sealed>(damaged).unwrap_err().to_string();
+        assert!(error.contains("hexadecimal"), "{error}");
     }
 }

@@ -64,6 +64,14 @@ impl Reference {
         Ok(Self { registry, repository, tag, digest })
     }
 
+    /// The registry that `host` means, spelled as [`Reference::registry`] spells it; `None` when no reference can name it: it is
+    /// no host, or has neither a dot nor a port and is not `localhost`.
+    #[must_use]
+    pub fn registry_of(host: &str) -> Option<String> {
+        let named = host.len() <= Self::NAME_LEN_MAX && (host.contains(['.', ':']) || host == "localhost");
+        (named && is_host(host)).then(|| canonical_host(host))
+    }
+
     /// The registry's host, with its port if it has one.
     #[must_use]
     pub fn registry(&self) -> &str {
@@ -142,15 +150,20 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 fn split_registry(name: &str, default_registry: &str) -> (String, String) {
     match name.split_once('/') {
         Some((host, repository)) if host.contains(['.', ':']) || host == "localhost" => {
-            let host = host.to_ascii_lowercase();
-            // Docker's two names of one registry.
-            let registry =
-                if host == "index.docker.io" || host == "registry-1.docker.io" { DOCKER_REGISTRY.to_owned() } else { host };
+            let registry = canonical_host(host);
             let official = registry == DOCKER_REGISTRY && !repository.contains('/');
             (registry, if official { format!("{OFFICIAL}{repository}") } else { repository.to_owned() })
         }
         Some(_) => (default_registry.to_owned(), name.to_owned()),
         None => (default_registry.to_owned(), format!("{OFFICIAL}{name}")),
+    }
+}
+
+/// In lower case, and one of Docker's three names of one registry.
+fn canonical_host(host: &str) -> String {
+    match host.to_ascii_lowercase().as_str() {
+        "index.docker.io" | "registry-1.docker.io" => DOCKER_REGISTRY.to_owned(),
+        host => host.to_owned(),
     }
 }
 
@@ -245,6 +258,26 @@ mod tests {
         // On a default registry of one's own, a name of one part lies below library/, so this one is not `x`.
         let own = Reference::parse("registry.corp/x", "registry.corp").unwrap();
         assert_eq!(own.familiar("registry.corp"), "registry.corp/x:latest");
+    }
+
+    #[test]
+    fn a_registrys_host_is_spelled_as_references_spell_it() {
+        for (host, registry) in [
+            ("ghcr.io", "ghcr.io"),
+            ("GHCR.io", "ghcr.io"),
+            ("index.docker.io", "docker.io"),
+            ("Registry-1.Docker.IO", "docker.io"),
+            ("localhost", "localhost"),
+            ("reg:5000", "reg:5000"),
+            ("[::1]:5000", "[::1]:5000"),
+        ] {
+            assert_eq!(Reference::registry_of(host).as_deref(), Some(registry));
+            assert_eq!(parse(&format!("{host}/a")).unwrap().registry(), registry);
+        }
+        let long = format!("{}.io", "a".repeat(300));
+        for wrong in ["", "registry", "LOCALHOST", "https://ghcr.io", "ghcr.io/me", "a b.io", "ghcr.io:0", "ü.io", ".", &long] {
+            assert_eq!(Reference::registry_of(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 mod catalogue;
 mod key;
+mod registry;
 mod sandbox;
 
 pub(crate) use catalogue::*;
 pub(crate) use key::*;
+pub(crate) use registry::*;
 pub(crate) use sandbox::*;
 
 use std::path::PathBuf;
@@ -103,6 +105,9 @@ pub(crate) enum Command {
     /// Manage images: root file systems
     #[command(subcommand)]
     Image(Image),
+    /// Manage the credentials that image registries are shown
+    #[command(subcommand)]
+    Registry(Registry),
     /// Manage API keys
     #[command(subcommand)]
     Key(Key),
@@ -269,6 +274,16 @@ mod tests {
         assert!(parse("sandbank pool scale p").is_err());
         assert!(parse("sandbank pool scale p 3").is_ok());
         assert!(parse("sandbank pool scale p --max 3").is_ok());
+    }
+
+    #[test]
+    fn a_login_says_what_the_secret_is() {
+        for wrong in ["ghcr.io", "ghcr.io -u me --token", "-u me"] {
+            assert_eq!(parse(&format!("sandbank registry login {wrong}")).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+        for right in ["ghcr.io -u me", "ghcr.io --username me --password-stdin --global", "ghcr.io --token --password-stdin"] {
+            assert!(parse(&format!("sandbank registry login {right}")).is_ok(), "{right}");
+        }
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(crate) struct ConfigFile {
     pub(crate) public_url: Option<String>,
     /// The installation's admin key, `<prefix>_<64 hex>`.
     pub(crate) admin_key: Option<String>,
+    /// File with the key that seals tenants' secrets, 64 hexadecimal digits.
+    pub(crate) secret_key_file: Option<PathBuf>,
     /// How this machine presents itself.
     pub(crate) cluster: Cluster,
     /// Image names that mean another image.
@@ -187,6 +189,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Admin key that the operator chose; `None`: the one in the data directory.
     pub(crate) admin_key: Option<String>,
+    /// File with the key that seals tenants' secrets; `None`: `secret.key` in the data directory.
+    pub(crate) secret_key_file: Option<PathBuf>,
     /// Address that clients reach this server by; `None`: as the request's `Host` says.
     pub(crate) public_url: Option<String>,
     /// How this machine presents itself.
@@ -220,6 +224,7 @@ impl Config {
             data_dir,
             listen,
             admin_key,
+            secret_key_file: file.secret_key_file,
             public_url: file.public_url.as_deref().map(check_public_url).transpose()?,
             cluster: file.cluster,
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,

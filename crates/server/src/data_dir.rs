@@ -1,4 +1,4 @@
-//! The data directory: one server at a time, the admin key, and where clients find the server.
+//! The data directory: one server at a time, the admin key, the key that seals secrets, and where clients find the server.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use sandbank_control::SecretKey;
 use serde::{Deserialize, Serialize};
 
 use crate::config::check_admin_key;
@@ -78,17 +79,28 @@ impl DataDir {
         let path = key_path(&self.path);
         match read_key(&path)? {
             Some(key) => {
-                tighten(&path)?;
+                tighten(&path, "admin key")?;
                 Ok((key, false))
             }
             None => {
-                let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-                let key = format!("agbx_{hex}");
+                let key = format!("agbx_{}", hex(&random));
                 write_private(&path, format!("{key}\n").as_bytes())
                     .map_err(|error| Failure::new(format!("cannot keep the admin key in {}: {error}", path.display())))?;
                 Ok((key, true))
             }
         }
+    }
+
+    /// The key that seals secrets, kept here since a first start, or made of `random` now.
+    pub(crate) fn secret_key(&self, random: [u8; 32]) -> Result<SecretKey> {
+        let path = self.path.join("secret.key");
+        if let Some(key) = read_secret_key(&path)? {
+            tighten(&path, "secret key")?;
+            return Ok(key);
+        }
+        write_private(&path, format!("{}\n", hex(&random)).as_bytes())
+            .map_err(|error| Failure::new(format!("cannot keep the secret key in {}: {error}", path.display())))?;
+        Ok(SecretKey::new(random))
     }
 
     /// Tells clients where the server listens.
@@ -128,6 +140,24 @@ pub(crate) fn find_server(path: &Path) -> Result<(Option<ServerFile>, Option<Str
     Ok((server, read_key(&key_path(path))?))
 }
 
+/// The key that seals secrets, from a file that holds nothing else; `None` when there is no such file.
+pub(crate) fn read_secret_key(path: &Path) -> Result<Option<SecretKey>> {
+    let text =
+        read_small(path).map_err(|error| Failure::new(format!("cannot read the secret key {}: {error}", path.display())))?;
+    text.map(|text| parse_secret_key(&text, &format!("what {} holds", path.display()))).transpose()
+}
+
+/// 64 hexadecimal digits. `what` names the place where they stand; what stands there is never shown.
+pub(crate) fn parse_secret_key(text: &str, what: &str) -> Result<SecretKey> {
+    SecretKey::from_hex(text.trim()).ok_or_else(|| {
+        Failure::new(format!("{what} is not a secret key: give 64 hexadecimal digits, such as `openssl rand -hex 32` makes"))
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn key_path(dir: &Path) -> PathBuf {
     dir.join("admin.key")
 }
@@ -165,10 +195,10 @@ fn tighten_dir(path: &Path) -> io::Result<()> {
     if mode & 0o077 == 0 { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(0o700)) }
 }
 
-fn tighten(path: &Path) -> Result<()> {
+fn tighten(path: &Path, what: &str) -> Result<()> {
     let failed = |error: io::Error| Failure::new(format!("cannot protect {}: {error}", path.display()));
     if std::fs::metadata(path).map_err(failed)?.mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the admin key was readable by others: set to 0600; make a new key if it may have been seen");
+        tracing::warn!(path = %path.display(), "the {what} was readable by others: set to 0600; make a new one if it may have been seen");
         std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
     }
     Ok(())
@@ -258,6 +288,31 @@ mod tests {
         std::fs::write(dir.path().join("admin.key"), "agbx_tooshort").unwrap();
         let refused = data.admin_key([1; 32]).unwrap_err().to_string();
         assert!(refused.contains("admin.key") && !refused.contains("tooshort"), "{refused}");
+    }
+
+    #[test]
+    fn a_secret_key_is_made_once_and_only_its_owner_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open(dir.path()).unwrap();
+        let path = dir.path().join("secret.key");
+        data.secret_key([0xa1; 32]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", "a1".repeat(32)));
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        data.secret_key([2; 32]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", "a1".repeat(32)), "never replaced");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_secret_key_is_refused_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open(dir.path()).unwrap();
+        for damaged in ["", "abad1dea"] {
+            std::fs::write(dir.path().join("secret.key"), damaged).unwrap();
+            let refused = data.secret_key([1; 32]).unwrap_err().to_string();
+            assert!(refused.contains("secret.key") && !refused.contains("abad1dea"), "{refused}");
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("metrics-exporter-prometheus", &["server"]),
     ("reqwest", &["oci"]),
     ("rustls", &["oci"]),
+    ("chacha20poly1305", &["control"]),
 ];
 /// The model has no I/O, no clock, no runtime, no HTTP, no SQL.
 const MODEL_FOREIGN: &[&str] = &["serde", "serde_json", "thiserror", "uuid"];

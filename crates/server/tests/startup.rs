@@ -97,6 +97,29 @@ fn a_first_start_makes_a_key_shows_it_once_and_keeps_it_private() {
 }
 
 #[test]
+fn a_secret_key_that_is_none_is_refused_and_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let start = |variables: &[(&str, &str)], more: &[&str]| -> Ended {
+        let mut command = sandbank();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data).args(more);
+        command.envs(variables.iter().copied()).output().unwrap().into()
+    };
+    let refused = start(&[("SANDBANK_SECRET_KEY", "correct horse battery")], &[]).fails(1);
+    assert!(refused.contains("SANDBANK_SECRET_KEY") && !refused.contains("battery"), "{refused}");
+    let config = dir.path().join("c.toml");
+    let file = dir.path().join("key");
+    std::fs::write(&config, format!("secret_key_file = {file:?}\n")).unwrap();
+    let config = ["--config", config.to_str().unwrap()];
+    let refused = start(&[], &config).fails(1);
+    assert!(refused.contains("secret_key_file") && refused.contains(file.to_str().unwrap()), "{refused}");
+    std::fs::write(&file, "battery").unwrap();
+    let refused = start(&[], &config).fails(1);
+    assert!(refused.contains(file.to_str().unwrap()) && !refused.contains("battery"), "{refused}");
+    assert!(!data.join("secret.key").exists(), "a key that was chosen elsewhere is not made here");
+}
+
+#[test]
 fn client_commands_say_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str], variables: &[(&str, &str)]| -> Ended {
@@ -121,7 +144,9 @@ fn client_commands_say_what_is_missing() {
 fn help_is_there_for_every_command() {
     let help = Ended::from(sandbank().arg("--help").output().unwrap()).ok();
     assert!(help.contains("sandbank up") && !help.contains("launcher"), "{help}");
-    for command in ["serve", "up", "run", "exec", "cp", "pool create", "key create", "image import", "events", "doctor"] {
+    for command in
+        ["serve", "up", "run", "exec", "cp", "pool create", "key create", "image import", "registry login", "events", "doctor"]
+    {
         let words = command.split(' ').chain(["--help"]);
         let help = Ended::from(sandbank().args(words).output().unwrap()).ok();
         assert!(help.contains("Usage: sandbank"), "{command}: {help}");

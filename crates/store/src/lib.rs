@@ -12,8 +12,8 @@ pub use sqlite::SqliteStore;
 
 use async_trait::async_trait;
 use sandbank_model::{
-    Actor, ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool, PoolCounts, PoolId, PoolName, Sandbox,
-    SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    Actor, ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool, PoolCounts, PoolId, PoolName,
+    RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
 };
 
 /// What can go wrong in a store.
@@ -249,6 +249,19 @@ pub trait Store: Send + Sync + 'static {
     async fn image_all(&self) -> Result<Vec<Image>, StoreError>;
     /// Forgets an image. `Missing` when there is none.
     async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError>;
+
+    /// Keeps a registry's credentials, in place of those of the same host and owner, which are returned.
+    async fn registry_credential_put(&self, credential: RegistryCredential) -> Result<Option<RegistryCredential>, StoreError>;
+    /// This owner's credentials for a host, spelled as it was put. `tenant` `None`: the installation's own.
+    async fn registry_credential_get(
+        &self,
+        tenant: Option<TenantId>,
+        host: &str,
+    ) -> Result<Option<RegistryCredential>, StoreError>;
+    /// Credentials of these owners, by host, the installation's first.
+    async fn registry_credential_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<RegistryCredential>, StoreError>;
+    /// Forgets an owner's credentials for a host. `Missing` when there are none.
+    async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Result<Write<()>, StoreError>;
 
     /// Waits until everything written so far is on disk, and closes.
     async fn close(&self) -> Result<(), StoreError>;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use sandbank_model::{Command, EventKind, Failure, FailureReason, Pool, Sandbox, StopCause, Timestamp};
-use sandbank_store::contract::{Clock, apply, claim_request, event_of, image, key, ready, recount, sandbox, template, warm};
+use sandbank_store::contract::{
+    Clock, apply, claim_request, credential, event_of, image, key, ready, recount, sandbox, template, warm,
+};
 use sandbank_store::{EventFilter, PageRequest, SandboxFilter, SqliteStore, Store, StoreError};
 use tempfile::TempDir;
 
@@ -37,6 +39,7 @@ async fn everything(store: &Arc<dyn Store>, pool: &Pool) -> String {
             (live, store.sandbox_list(SandboxFilter::default(), ALL).await.unwrap()),
             store.event_list(EventFilter::default(), 100_000).await.unwrap(),
             store.image_all().await.unwrap(),
+            store.registry_credential_list(&[None, Some(pool.tenant)]).await.unwrap(),
             store.pool_summary(pool.id, 2, Timestamp::default()).await.unwrap(),
             store.tenant_usage(pool.tenant).await.unwrap(),
             store.sandbox_warm(pool.id, 2, 100).await.unwrap(),
@@ -51,6 +54,8 @@ async fn lived_in(store: &Arc<dyn Store>, clock: &Clock) -> Pool {
     store.template_insert(template(None, "base")).await.unwrap();
     store.template_insert(template(Some(pool.tenant), "base")).await.unwrap();
     store.image_put(image(None, "base", 7)).await.unwrap();
+    store.registry_credential_put(credential(None, "ghcr.io", 8)).await.unwrap();
+    store.registry_credential_put(credential(Some(pool.tenant), "ghcr.io", 9)).await.unwrap();
     let mut claimed = Vec::new();
     for _ in 0..3 {
         claimed.push(store.sandbox_claim(claim_request(pool.id, clock.tick())).await.unwrap().unwrap());
@@ -107,6 +112,33 @@ async fn a_database_that_is_in_use_is_refused_until_its_store_is_gone() {
     assert!(refused.to_string().contains("--data-dir"), "{refused}");
     store.close().await.unwrap();
     open(&path);
+}
+
+#[tokio::test]
+async fn a_database_from_before_credentials_is_migrated_with_all_it_holds() {
+    let (_dir, path) = fresh();
+    let store = open(&path);
+    store.image_put(image(None, "base", 7)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    Connection::open(&path).unwrap().execute_batch("DROP TABLE registry_credential; PRAGMA user_version = 1;").unwrap();
+    let store = open(&path);
+    assert_eq!(store.image_all().await.unwrap(), [image(None, "base", 7)]);
+    let kept = credential(None, "ghcr.io", 1);
+    store.registry_credential_put(kept.clone()).await.unwrap();
+    assert_eq!(store.registry_credential_get(None, "ghcr.io").await.unwrap(), Some(kept));
+}
+
+#[tokio::test]
+async fn a_damaged_credential_is_told_by_its_host() {
+    let (_dir, path) = fresh();
+    let store = open(&path);
+    store.registry_credential_put(credential(None, "ghcr.io", 1)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    Connection::open(&path).unwrap().execute("UPDATE registry_credential SET record = '{}'", []).unwrap();
+    let refused = open(&path).registry_credential_get(None, "ghcr.io").await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Corrupt { key, .. } if key == "ghcr.io"), "{refused:?}");
 }
 
 #[tokio::test]

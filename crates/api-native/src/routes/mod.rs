@@ -8,6 +8,7 @@ pub(crate) mod keys;
 pub(crate) mod pools;
 pub(crate) mod ports;
 pub(crate) mod pulls;
+pub(crate) mod registries;
 pub(crate) mod sandboxes;
 pub(crate) mod sockets;
 pub(crate) mod streams;

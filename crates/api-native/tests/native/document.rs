@@ -27,7 +27,11 @@ async fn every_documented_operation_is_served() {
         for (method, operation) in item.as_object().unwrap() {
             let answers = operation["responses"].as_object().unwrap();
             let concrete = path.replace("{id}", &id).replace("{port}", "80").replace("{pid}", "1").replace("{rest}", "x");
-            let concrete = concrete.replace("{name}", "none").replace("{team}", "t").replace("{tenant}", "t");
+            let concrete = concrete
+                .replace("{name}", "none")
+                .replace("{host}", "none.example")
+                .replace("{team}", "t")
+                .replace("{tenant}", "t");
             let answer = server.raw(request(method, &concrete)).await;
             let status = answer.status().as_u16().to_string();
             assert!(

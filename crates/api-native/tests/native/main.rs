@@ -6,5 +6,6 @@ mod bad_input;
 mod contract;
 mod document;
 mod inside;
+mod registries;
 mod sockets;
 mod support;

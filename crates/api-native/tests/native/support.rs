@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method, Request, StatusCode};
 use sandbank_api_native::{NativeSettings, router};
-use sandbank_control::{Background, Clock, Control, Entropy, Settings};
+use sandbank_control::{Background, Clock, Control, Entropy, SecretKey, Settings};
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{QuotaLimits, Timestamp};
 use sandbank_store::SqliteStore;
@@ -95,8 +95,9 @@ impl Server {
             default_image: "host".parse().unwrap(),
             pulls: sandbank_control::PullSettings::default(),
         };
-        let control =
-            Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), Arc::new(Numbers(AtomicU64::new(1))), settings);
+        let numbers = Arc::new(Numbers(AtomicU64::new(1)));
+        let key = SecretKey::new([7; 32]);
+        let control = Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), numbers, settings, &key);
         control.recover().await.unwrap();
         control.ensure_admin_key(ADMIN.strip_prefix("agbx_").unwrap()).await.unwrap();
         let background = control.start();

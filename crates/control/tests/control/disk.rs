@@ -165,6 +165,20 @@ impl Store for DiskOf {
         self.space()?;
         self.store.image_delete(tenant, name).await
     }
+    async fn registry_credential_put(&self, credential: RegistryCredential) -> Answer<Option<RegistryCredential>> {
+        self.space()?;
+        self.store.registry_credential_put(credential).await
+    }
+    async fn registry_credential_get(&self, tenant: Option<TenantId>, host: &str) -> Answer<Option<RegistryCredential>> {
+        self.store.registry_credential_get(tenant, host).await
+    }
+    async fn registry_credential_list(&self, owners: &[Option<TenantId>]) -> Answer<Vec<RegistryCredential>> {
+        self.store.registry_credential_list(owners).await
+    }
+    async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Answer<Write<()>> {
+        self.space()?;
+        self.store.registry_credential_delete(tenant, host).await
+    }
     async fn close(&self) -> Answer<()> {
         self.store.close().await
     }

@@ -10,4 +10,5 @@ mod lifecycle;
 mod pools;
 mod random;
 mod recovery;
+mod registries;
 mod support;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use sandbank_control::{
     AdminKeyRequest, Background, Caller, Claim, Clock, Control, CreateSandbox, CreateSource, Entropy, Exec, KeyRequest,
-    LeaseRequest, PoolRequest, SandboxQuery, SandboxView, Settings, SpecChange, TemplateRequest, TemplateSource, WhenEmpty,
+    LeaseRequest, PoolRequest, SandboxQuery, SandboxView, SecretKey, Settings, SpecChange, TemplateRequest, TemplateSource,
+    WhenEmpty,
 };
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{
@@ -232,7 +233,8 @@ impl World {
 
 fn assemble(store: DiskOf, driver: FakeDriver, clock: &Arc<TestClock>, settings: &Settings, seed: u64) -> Control {
     let entropy = TestEntropy(AtomicU64::new(seed.wrapping_mul(0x1234_5678_9abc_def1)));
-    Control::new(Arc::new(store), vec![Arc::new(driver)], clock.clone(), Arc::new(entropy), settings.clone())
+    let key = SecretKey::new([7; 32]);
+    Control::new(Arc::new(store), vec![Arc::new(driver)], clock.clone(), Arc::new(entropy), settings.clone(), &key)
 }
 
 pub fn caller(principal: sandbank_model::Principal) -> Caller {

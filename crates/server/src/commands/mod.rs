@@ -8,6 +8,7 @@ mod events;
 mod keys;
 mod pools;
 mod pull;
+mod registries;
 mod run;
 mod sandboxes;
 
@@ -60,6 +61,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Pool(command) => pools::run(&find()?, command, json).await,
             Command::Template(command) => catalogue::template(&find()?, command, json).await,
             Command::Image(command) => catalogue::image(&find()?, command, json).await,
+            Command::Registry(command) => registries::run(&find()?, command, json).await,
             Command::Key(command) => keys::run(&find()?, command, json).await,
             Command::Serve(_) | Command::Up(_) | Command::Doctor => Ok(()),
         }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sandbank_control::SecretKey;
 use tokio::net::TcpSocket;
 
 pub(crate) use up::UpOptions;
@@ -20,7 +21,7 @@ pub(crate) use up::UpOptions;
 use crate::cli::{self, Global};
 use crate::client::Client;
 use crate::config::{Config, Given};
-use crate::data_dir::{DataDir, ServerFile};
+use crate::data_dir::{DataDir, ServerFile, parse_secret_key, read_secret_key};
 use crate::failure::{Failure, Result};
 use crate::output;
 use signals::Stop;
@@ -29,6 +30,8 @@ use signals::Stop;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Connections that the kernel keeps while none is accepted.
 const BACKLOG: u32 = 1024;
+/// Variable with the key that seals tenants' secrets.
+const SECRET_KEY: &str = "SANDBANK_SECRET_KEY";
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(global: &Global, options: cli::Serve, up: Option<UpOptions>) -> Result<u8> {
@@ -40,18 +43,41 @@ pub(crate) fn run(global: &Global, options: cli::Serve, up: Option<UpOptions>) -
     })?;
     telemetry::logging(&config.log, up.is_some())?;
     let data_dir = DataDir::open(&config.data_dir)?;
-    let admin_key = admin_key(&config, &data_dir, up.is_some())?;
+    let keys = Keys { admin: admin_key(&config, &data_dir, up.is_some())?, secret: secret_key(&config, &data_dir)? };
     system::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("sandbank")
         .build()
         .map_err(|error| Failure::new(format!("cannot start: {error}")))?;
-    let outcome = runtime.block_on(serve(&config, &data_dir, &admin_key, up));
+    let outcome = runtime.block_on(serve(&config, &data_dir, &keys, up));
     data_dir.unpublish();
     // What is still open after the grace is cut off.
     runtime.shutdown_background();
     outcome.map(|()| 0)
+}
+
+/// The keys in force.
+struct Keys {
+    /// Opens everything.
+    admin: String,
+    /// Seals tenants' secrets.
+    secret: SecretKey,
+}
+
+/// The key that seals tenants' secrets: `SANDBANK_SECRET_KEY`, else the configuration's file, else the one in the data directory,
+/// made at the first start. There is no option for it, because options are seen by every user of the machine.
+fn secret_key(config: &Config, data_dir: &DataDir) -> Result<SecretKey> {
+    if let Some(text) = std::env::var_os(SECRET_KEY).filter(|text| !text.is_empty()) {
+        return parse_secret_key(text.to_str().unwrap_or_default(), SECRET_KEY);
+    }
+    if let Some(path) = &config.secret_key_file {
+        let missing = || Failure::new(format!("secret_key_file: there is no file {}", path.display()));
+        return read_secret_key(path)?.ok_or_else(missing);
+    }
+    let mut random = [0; 32];
+    system::fill_random(&mut random)?;
+    data_dir.secret_key(random)
 }
 
 /// The key in force: the operator's, else the one in the data directory, made and shown once at the first start.
@@ -69,12 +95,12 @@ fn admin_key(config: &Config, data_dir: &DataDir, quiet: bool) -> Result<String>
     Ok(key)
 }
 
-async fn serve(config: &Config, data_dir: &DataDir, admin_key: &str, up: Option<UpOptions>) -> Result<()> {
+async fn serve(config: &Config, data_dir: &DataDir, keys: &Keys, up: Option<UpOptions>) -> Result<()> {
     let mut stop = Stop::watch()?;
     // Bound now, so that a port in use is told before anything is touched; open only after recovery.
     let socket = bind(config.listen)?;
     let parts = tokio::select! {
-        parts = wiring::start(config, data_dir, admin_key) => parts?,
+        parts = wiring::start(config, data_dir, &keys.admin, &keys.secret) => parts?,
         () = stop.requested() => return Ok(()),
     };
     let listener = socket.listen(BACKLOG).map_err(|error| cannot_listen(config.listen, &error))?;
@@ -85,7 +111,7 @@ async fn serve(config: &Config, data_dir: &DataDir, admin_key: &str, up: Option<
     notify::send("READY=1");
     let connections = listener::Connections::new(config.connections_max);
     let guide = up.map(|options| {
-        let client = Client::new(&notice.url, admin_key);
+        let client = Client::new(&notice.url, &keys.admin);
         let dir = data_dir.path().to_owned();
         tokio::spawn(async move { up::guide(&client?, &dir, &options).await })
     });

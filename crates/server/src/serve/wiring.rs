@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sandbank_api_native::NativeSettings;
-use sandbank_control::{Background, Control};
+use sandbank_control::{Background, Control, SecretKey};
 use sandbank_driver::Driver;
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
 use sandbank_store::{SqliteStore, Store};
@@ -32,7 +32,7 @@ pub(crate) struct Parts {
 }
 
 /// Opens the store, starts the driver, takes over what an earlier server left, and starts the background work.
-pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) -> Result<Parts> {
+pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, secret_key: &SecretKey) -> Result<Parts> {
     let metrics = telemetry::metrics()?;
     let database = data_dir.path().join("sandbank.db");
     let store: Arc<dyn Store> = Arc::new(open_store(database).await?);
@@ -41,8 +41,8 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) 
         Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
-    let control =
-        Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), config.settings.clone());
+    let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+    let control = Control::new(Arc::clone(&store), drivers, clock, entropy, config.settings.clone(), secret_key);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;

@@ -44,7 +44,7 @@ pub fn wait_for<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
 /// The binary without any of this shell's settings.
 pub fn sandbank() -> Command {
     let mut command = Command::new(BINARY);
-    for name in ["URL", "KEY", "DATA_DIR", "CONFIG", "LISTEN", "ADMIN_KEY"] {
+    for name in ["URL", "KEY", "DATA_DIR", "CONFIG", "LISTEN", "ADMIN_KEY", "SECRET_KEY", "REGISTRY_PASSWORD"] {
         command.env_remove(format!("SANDBANK_{name}"));
     }
     command.stdin(Stdio::null());

@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sandbank_model::{
-    Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Image,
-    ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState, QuotaLimits, Role,
-    Sandbox, SandboxId, SandboxSpec, SemVer, Sizing, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp,
-    Usage, Visibility, transition,
+    Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, CredentialKind, DriverHandle, Event, EventKind, EventSeq,
+    ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState,
+    QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing, State,
+    Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
 };
 
 use crate::{ClaimRequest, PageRequest, SandboxFilter, Store, Write};
@@ -142,6 +142,21 @@ pub fn image(tenant: Option<TenantId>, name: &str, created_at: u64) -> Image {
         config: ImageConfig::default(),
         source: ImageSource::Imported,
         created_at: Timestamp::from_millis(created_at),
+    }
+}
+
+/// Credentials for a registry.
+#[must_use]
+pub fn credential(tenant: Option<TenantId>, host: &str, created_at: u64) -> RegistryCredential {
+    let created_at = Timestamp::from_millis(created_at);
+    RegistryCredential {
+        id: RegistryCredentialId::new(created_at, random()),
+        tenant,
+        host: host.to_owned(),
+        username: Some("me".to_owned()),
+        kind: CredentialKind::Password,
+        sealed: Sealed(random().to_vec()),
+        created_at,
     }
 }
 

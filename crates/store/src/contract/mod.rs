@@ -6,15 +6,18 @@
 // A broken rule is told by a panic, as in any test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod credentials;
 mod events;
 mod fixture;
 mod lists;
 mod objects;
 mod sandboxes;
 
+pub use credentials::*;
 pub use events::*;
 pub use fixture::{
-    Clock, apply, claim_request, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, template, tenant, warm,
+    Clock, apply, claim_request, credential, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, template,
+    tenant, warm,
 };
 pub use lists::*;
 pub use objects::*;
@@ -40,6 +43,10 @@ macro_rules! store_contract {
             pools_are_paged_by_name,
             an_own_image_hides_the_installations,
             an_image_replaces_the_one_of_its_name_and_owner,
+            credentials_belong_to_an_owner_and_a_host,
+            credentials_replace_those_of_their_host_and_owner,
+            credentials_are_listed_by_host_for_these_owners,
+            deleted_credentials_are_gone_for_their_owner_only,
             a_sandbox_is_read_as_it_was_written,
             a_sandbox_id_is_used_once,
             a_sandbox_update_is_conditional_on_the_generation,

@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod commits;
+mod credentials;
 mod error;
 mod job;
 mod load;
@@ -27,8 +28,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use sandbank_model::{
-    ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName, QuotaLimits, Sandbox, SandboxId, State,
-    Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName, QuotaLimits, RegistryCredential,
+    Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
 };
 
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
@@ -332,6 +333,29 @@ impl Store for SqliteStore {
     async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError> {
         let name = name.clone();
         self.write(move |unit| unit.image_delete(tenant, &name)).await
+    }
+
+    async fn registry_credential_put(&self, credential: RegistryCredential) -> Result<Option<RegistryCredential>, StoreError> {
+        self.write(move |unit| unit.registry_credential_put(&credential)).await
+    }
+
+    async fn registry_credential_get(
+        &self,
+        tenant: Option<TenantId>,
+        host: &str,
+    ) -> Result<Option<RegistryCredential>, StoreError> {
+        let host = host.to_owned();
+        self.readers.read(move |conn| credentials::get(conn, tenant, &host)).await
+    }
+
+    async fn registry_credential_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<RegistryCredential>, StoreError> {
+        let owners = owners.to_vec();
+        self.readers.read(move |conn| credentials::list(conn, &owners)).await
+    }
+
+    async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Result<Write<()>, StoreError> {
+        let host = host.to_owned();
+        self.write(move |unit| unit.registry_credential_delete(tenant, &host)).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -199,6 +199,6 @@ impl Unit<'_> {
 }
 
 /// An owner as a key: the whole installation is the empty blob.
-fn owner(tenant: Option<TenantId>) -> Vec<u8> {
+pub(super) fn owner(tenant: Option<TenantId>) -> Vec<u8> {
     tenant.map(|id| id.uuid().as_bytes().to_vec()).unwrap_or_default()
 }
