@@ -433,6 +433,10 @@ impl Driver for LinuxDriver {
         blocking("unpack a layer", add).await
     }
 
+    fn read_layer(&self, layer: &Layer) -> Result<Box<dyn std::io::Read + Send>, DriverError> {
+        Ok(Box::new(self.shared.images.read_layer(layer)?))
+    }
+
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
         let images = self.shared.images.clone();
         blocking("import the image", move || images.import(&source, &ImportLimits::default())).await
