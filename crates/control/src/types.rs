@@ -48,6 +48,8 @@ pub struct Settings {
     pub default_quota: QuotaLimits,
     /// Template defaults: image of a create call that names nothing.
     pub default_image: ImageName,
+    /// A directory on a disk with room, for archives of images on their way in and out.
+    pub scratch_dir: std::path::PathBuf,
 }
 
 /// Who is asking, in which request.

@@ -307,6 +307,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Turns what a sandbox changed into a layer on top of its image's. The sandbox is frozen meanwhile and goes on afterwards.
     async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError>;
 
+    /// All layers that are kept, but for what belongs to the driver itself.
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError>;
+
     /// Removes layers that are not among `used`. Safe to repeat.
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError>;
 }

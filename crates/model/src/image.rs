@@ -184,6 +184,11 @@ pub enum ImageSource {
     Host,
     /// Imported from an archive or a directory.
     Imported,
+    /// Taken from an archive or a layout of images.
+    Loaded {
+        /// Digest of its configuration: the image's id in Docker's words.
+        config_digest: String,
+    },
     /// Committed from a sandbox.
     Committed {
         /// The sandbox, as text: it may be long gone.

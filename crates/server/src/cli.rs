@@ -1,10 +1,12 @@
 //! The command line's grammar. What the commands do is in `commands`.
 
 mod catalogue;
+mod image;
 mod key;
 mod sandbox;
 
 pub(crate) use catalogue::*;
+pub(crate) use image::*;
 pub(crate) use key::*;
 pub(crate) use sandbox::*;
 

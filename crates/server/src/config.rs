@@ -347,6 +347,8 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
             memory_bytes: file.default_quota.memory_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
         },
         default_image: image("default_image", file.default_image.as_deref().unwrap_or("host"))?,
+        // Known once the data directory is open.
+        scratch_dir: PathBuf::new(),
     })
 }
 

@@ -22,6 +22,7 @@ pub(crate) fn image_wire(image: &Image) -> wire::ImageInfo {
         source: match source {
             ImageSource::Host => "host",
             ImageSource::Imported => "imported",
+            ImageSource::Loaded { .. } => "loaded",
             ImageSource::Committed { .. } => "committed",
         }
         .to_owned(),

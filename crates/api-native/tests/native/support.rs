@@ -93,6 +93,7 @@ impl Server {
             exec_output_max: 1 << 20,
             default_quota,
             default_image: "host".parse().unwrap(),
+            scratch_dir: std::env::temp_dir(),
         };
         let control =
             Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), Arc::new(Numbers(AtomicU64::new(1))), settings);

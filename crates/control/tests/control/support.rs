@@ -63,6 +63,7 @@ pub fn settings() -> Settings {
         exec_output_max: 4096,
         default_quota: QuotaLimits::default(),
         default_image: "host".parse().unwrap(),
+        scratch_dir: std::env::temp_dir(),
     }
 }
 

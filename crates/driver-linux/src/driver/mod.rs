@@ -447,6 +447,11 @@ impl Driver for LinuxDriver {
         self.shared.commit(&live, image.clone()).await
     }
 
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError> {
+        let images = self.shared.images.clone();
+        blocking("list layers", move || images.list_layers()).await
+    }
+
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {
         let images = self.shared.images.clone();
         let in_use: Vec<String> = self.shared.live().values().flat_map(|live| live.layers.iter().cloned()).collect();

@@ -295,6 +295,12 @@ impl Driver for FakeDriver {
         Ok(NewLayers { layers, on_host: image.on_host, config: image.config.clone() })
     }
 
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError> {
+        let state = lock(&self.world.state);
+        let layer = |(id, files): (&String, &FileTree)| Layer { id: id.clone(), size_bytes: files.size_bytes() };
+        Ok(state.layers.iter().map(layer).collect())
+    }
+
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {
         self.call(Method::Retain).await?;
         let mut state = lock(&self.world.state);

@@ -1,6 +1,4 @@
-//! `pool`, `template` and `image`: what sandboxes are made from.
-
-use std::path::PathBuf;
+//! `pool` and `template`: what sandboxes are made from.
 
 use clap::{Args, Subcommand};
 
@@ -116,31 +114,4 @@ pub(crate) struct TemplateCreate {
     /// Program started once in each sandbox
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
-}
-
-/// `image …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Image {
-    /// Import a root file system from a tar archive (plain or gzip) or a directory on the server's machine
-    Import(ImageImport),
-    /// List images
-    List,
-    /// Show an image
-    Show(Named),
-    /// Delete an image that nothing uses
-    Delete(Named),
-}
-
-/// Options of `image import`.
-#[derive(Debug, Args)]
-pub(crate) struct ImageImport {
-    /// Name of the image, such as debian:12
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// Archive or directory
-    #[arg(value_name = "ROOTFS")]
-    pub(crate) path: PathBuf,
-    /// Only for the caller's own tenant, not for everybody
-    #[arg(long)]
-    pub(crate) private: bool,
 }

@@ -5,6 +5,7 @@ mod cp;
 mod doctor;
 mod env;
 mod events;
+mod images;
 mod keys;
 mod pools;
 mod run;
@@ -58,7 +59,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,
             Command::Pool(command) => pools::run(&find()?, command, json).await,
             Command::Template(command) => catalogue::template(&find()?, command, json).await,
-            Command::Image(command) => catalogue::image(&find()?, command, json).await,
+            Command::Image(command) => images::image(&find()?, command, json).await,
             Command::Key(command) => keys::run(&find()?, command, json).await,
             Command::Serve(_) | Command::Up(_) | Command::Doctor => Ok(()),
         }

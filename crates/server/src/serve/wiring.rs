@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sandbank_api_native::NativeSettings;
-use sandbank_control::{Background, Control};
+use sandbank_control::{Background, Control, Settings};
 use sandbank_driver::Driver;
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
 use sandbank_store::{SqliteStore, Store};
@@ -41,8 +41,8 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) 
         Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
-    let control =
-        Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), config.settings.clone());
+    let settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
+    let control = Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), settings);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
