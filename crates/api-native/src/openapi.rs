@@ -30,7 +30,7 @@ use crate::wire;
         pools::create, pools::list, pools::get, pools::update, pools::delete, pools::sync_template, pools::sync_preview,
         templates::list, templates::get, templates::create, templates::update, templates::delete,
         templates::admin_create, templates::admin_update, templates::admin_delete,
-        images::list, images::get, images::delete, images::import, pulls::pull,
+        images::list, images::get, images::delete, images::export, images::import, images::usage, images::prune, pulls::pull,
         registries::login, registries::list, registries::logout,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
         admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,

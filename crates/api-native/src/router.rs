@@ -83,9 +83,10 @@ fn pool_routes() -> Router<App> {
         .route("/v1/sandbox-templates/{name}", get(templates::get).put(templates::update).delete(templates::delete))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(pulls::pull))
-        .route("/v1/images/{*name}", get(images::get).delete(images::delete))
         .route("/v1/registries", post(registries::login).get(registries::list))
         .route("/v1/registries/{host}", delete(registries::logout))
+        // A name has slashes, so that the rest of the path is one parameter and ends with `/export` in a POST.
+        .route("/v1/images/{*name}", get(images::get).delete(images::delete).post(images::export))
         .route("/v1/api-keys", post(keys::create).get(keys::list))
         .route("/v1/api-keys/{*name}", delete(keys::delete))
 }
@@ -98,6 +99,8 @@ fn admin_routes() -> Router<App> {
         .route("/v1/admin/sandbox-templates", post(templates::admin_create))
         .route("/v1/admin/sandbox-templates/{name}", put(templates::admin_update).delete(templates::admin_delete))
         .route("/v1/admin/images/import", post(images::import))
+        .route("/v1/admin/images/usage", get(images::usage))
+        .route("/v1/admin/images/prune", post(images::prune))
         .route("/v1/admin/teams", get(admin::teams))
         .route("/v1/admin/teams/{team}/users", get(admin::team_users))
         .route("/v1/admin/namespaces", get(admin::namespaces))

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::control::Inner;
 
 /// All tasks of one [`Control`](crate::Control).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
     /// No new work is begun.

@@ -26,6 +26,8 @@ use crate::{Error, ErrorKind, Result};
 const DESTROY_CONCURRENCY: usize = 8;
 /// Layers of images from elsewhere that are read at the same time: decompressing one may take 128 MiB.
 const LAYER_CONCURRENCY: usize = 9;
+/// Exports at the same time, each with an archive on disk.
+const EXPORT_CONCURRENCY: usize = 4;
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -65,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) pull_places: Semaphore,
     /// Places for layers of images from elsewhere.
     pub(crate) layer_places: Arc<Semaphore>,
+    /// Places for archives of images on their way out.
+    pub(crate) export_places: Arc<Semaphore>,
     /// Sandboxes whose agent is being questioned.
     pub(crate) questioned: Mutex<HashSet<SandboxId>>,
     pub(crate) tasks: Tasks,
@@ -106,6 +110,7 @@ impl Control {
             pull_locks: KeyedLocks::default(),
             pull_places: Semaphore::new(settings.pulls.concurrency.max(1)),
             layer_places: Arc::new(Semaphore::new(LAYER_CONCURRENCY)),
+            export_places: Arc::new(Semaphore::new(EXPORT_CONCURRENCY)),
             questioned: Mutex::default(),
             tasks: Tasks::default(),
             started: AtomicBool::new(false),

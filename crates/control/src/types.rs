@@ -54,6 +54,8 @@ pub struct Settings {
     pub default_image: ImageName,
     /// Where images come from that are not here.
     pub pulls: PullSettings,
+    /// A directory on a disk with room, for archives of images on their way in and out.
+    pub scratch_dir: std::path::PathBuf,
 }
 
 /// Who is asking, in which request.

@@ -5,6 +5,8 @@
 mod archives;
 #[path = "image/commits.rs"]
 mod commits;
+#[path = "image/exports.rs"]
+mod exports;
 #[path = "image/hostile.rs"]
 mod hostile;
 #[path = "image/layers.rs"]

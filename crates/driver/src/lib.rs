@@ -296,11 +296,19 @@ pub trait Driver: Send + Sync + 'static {
     /// Unpacks a layer and keeps it; the same one is kept once. Nothing is left of one that is refused.
     async fn add_layer(&self, layer: NewLayer) -> Result<Layer, DriverError>;
 
+    /// A layer's content as [`NewLayer::archive`] has it: for giving images away. Blocks, as reading it does: call it on a thread that
+    /// may wait. The end comes only when all of it was read, and the same layer gives the same bytes each time. The caller sees to it
+    /// that the layer is not removed meanwhile.
+    fn read_layer(&self, layer: &Layer) -> Result<Box<dyn std::io::Read + Send>, DriverError>;
+
     /// Imports a root filesystem.
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError>;
 
     /// Turns what a sandbox changed into a layer on top of its image's. The sandbox is frozen meanwhile and goes on afterwards.
     async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError>;
+
+    /// All layers that are kept, but for what belongs to the driver itself.
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError>;
 
     /// Removes layers that are not among `used`. Safe to repeat.
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError>;

@@ -189,6 +189,11 @@ pub enum ImageSource {
         /// `sha256:…` of the manifest, or of the index of several, that the name stood for.
         digest: String,
     },
+    /// Taken from an archive or a layout of images.
+    Loaded {
+        /// Digest of its configuration: the image's id in Docker's words.
+        config_digest: String,
+    },
     /// Committed from a sandbox.
     Committed {
         /// The sandbox, as text: it may be long gone.

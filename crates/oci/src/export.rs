@@ -79,12 +79,18 @@ pub fn stream_archive(
     compression: Compression,
     scratch: &Path,
 ) -> Result<Exported> {
+    let (mut file, exported) = spool_archive(image, compression, scratch)?;
+    io::copy(&mut file, writer).map_err(|error| Error::io(scratch, error))?;
+    Ok(exported)
+}
+
+/// Writes `image` to a nameless file in `scratch`, to be read from its beginning: whole, or there is none. Blocks.
+pub fn spool_archive(image: &ExportImage<'_>, compression: Compression, scratch: &Path) -> Result<(File, Exported)> {
     let failed = |error: io::Error| Error::io(scratch, error);
     let mut file: File = tempfile::tempfile_in(scratch).map_err(failed)?;
     let exported = write_to(&mut file, image, compression).map_err(failed)?;
     file.rewind().map_err(failed)?;
-    io::copy(&mut file, writer).map_err(failed)?;
-    Ok(exported)
+    Ok((file, exported))
 }
 
 fn write_to(file: &mut File, image: &ExportImage<'_>, compression: Compression) -> io::Result<Exported> {

@@ -24,7 +24,7 @@ pub use config::{ImageDetails, parse_config, write_config};
 pub use decompress::{Compression, Decompressor, decompress};
 pub use digest::{Digest, Hashing};
 pub use error::{Error, InvalidDigest, InvalidReference, Result};
-pub use export::{ExportImage, Exported, LayerTar, stream_archive, write_archive};
+pub use export::{ExportImage, Exported, LayerTar, spool_archive, stream_archive, write_archive};
 pub use local::{Form, LocalSource, Scratch, detect};
 pub use platform::Platform;
 pub use reference::{DOCKER_REGISTRY, Reference};

@@ -1,11 +1,13 @@
 //! The command line's grammar. What the commands do is in `commands`.
 
 mod catalogue;
+mod image;
 mod key;
 mod registry;
 mod sandbox;
 
 pub(crate) use catalogue::*;
+pub(crate) use image::*;
 pub(crate) use key::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;

@@ -358,6 +358,8 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
         },
         default_image: image("default_image", file.default_image.as_deref().unwrap_or("host"))?,
         pulls: file.images.settings()?,
+        // Known once the data directory is open.
+        scratch_dir: PathBuf::new(),
     })
 }
 

@@ -103,6 +103,18 @@ impl DataDir {
         Ok(SecretKey::new(random))
     }
 
+    /// An empty directory for files on their way through: what an earlier server left in it is removed.
+    pub(crate) fn scratch(&self) -> Result<PathBuf> {
+        let path = self.path.join("scratch");
+        let failed = |error: io::Error| Failure::new(format!("cannot use the directory {}: {error}", path.display()));
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        make_private(&path).map_err(failed)?;
+        Ok(path)
+    }
+
     /// Tells clients where the server listens.
     pub(crate) fn publish(&self, server: &ServerFile) -> Result<()> {
         let path = server_path(&self.path);

@@ -1,186 +1,163 @@
-//! Images from a real registry (Debian's `docker-registry`, pushed to by `skopeo`), in real sandboxes.
+//! Images of and for other programs, from end to end: skopeo's archives run here, and ours are read there.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use support::{Server, can_run, wait_for};
-use tar::{Builder, EntryType, Header};
+use serde_json::Value;
+use support::{Server, can_run};
 
-/// A program that needs nothing else (Debian's `busybox-static`).
-const PROGRAM: &str = "/bin/busybox";
+/// A static program that is many.
+const BUSYBOX: &str = "/usr/bin/busybox";
 
-fn has_what_it_needs() -> bool {
-    let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    let all = there("docker-registry") && there("skopeo") && Path::new(PROGRAM).exists();
-    if !all {
-        eprintln!("skipped: one of the Debian packages docker-registry, skopeo and busybox-static is not installed");
-    }
-    all && can_run()
-}
-
-/// A registry on loopback, which ends with the test.
-struct Registry {
-    child: Child,
-    address: String,
-    directory: tempfile::TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Registry {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (address, config) = (format!("127.0.0.1:{port}"), directory.path().join("config.yml"));
-        let storage = directory.path().join("storage");
-        let text = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: x\n",
-            storage.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new("docker-registry");
-        let child = command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let registry = Self { child, address, directory };
-        wait_for("the registry to listen", || TcpStream::connect(&registry.address).ok());
-        registry
-    }
-
-    /// Pushes an image of these layers as `app:1`, and returns its whole name.
-    fn push(&self, layers: &[Vec<u8>], config: &serde_json::Value) -> String {
-        let archive = self.directory.path().join("app.tar");
-        std::fs::write(&archive, docker_archive(layers, config)).unwrap();
-        let name = format!("{}/team/app:1", self.address);
-        let mut command = Command::new("skopeo");
-        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
-        let output =
-            command.arg(format!("docker-archive:{}", archive.display())).arg(format!("docker://{name}")).output().unwrap();
-        assert!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
-        name
-    }
-}
-
-enum Member<'a> {
-    Dir,
-    File(&'a [u8], u32),
-    Link(&'a str),
-}
-
-fn layer(members: &[(&str, Member<'_>)]) -> Vec<u8> {
-    let mut builder = Builder::new(Vec::new());
-    for (name, member) in members {
-        let mut header = Header::new_gnu();
-        header.set_mtime(1_700_000_000);
-        match member {
-            Member::Dir => {
-                header.set_entry_type(EntryType::Directory);
-                header.set_mode(0o755);
-                header.set_size(0);
-                builder.append_data(&mut header, name, &[][..]).unwrap();
-            }
-            Member::File(content, mode) => {
-                header.set_mode(*mode);
-                header.set_size(content.len() as u64);
-                builder.append_data(&mut header, name, *content).unwrap();
-            }
-            Member::Link(target) => {
-                header.set_entry_type(EntryType::Symlink);
-                header.set_mode(0o777);
-                header.set_size(0);
-                builder.append_link(&mut header, name, target).unwrap();
-            }
+/// Runs a foreign program; `None` and a printed reason: it is not on this machine.
+fn foreign(program: &str, arguments: &[&str]) -> Option<String> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{program} {arguments:?}: {said}");
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Err(error) => {
+            eprintln!("skipped: {program} cannot be run on this machine ({error}); install it with apt");
+            None
         }
     }
-    builder.into_inner().unwrap()
 }
 
-fn digits(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// Whether busybox is there and static.
+fn has_busybox() -> bool {
+    let found = Path::new(BUSYBOX).exists();
+    if !found {
+        eprintln!("skipped: there is no {BUSYBOX} on this machine; install busybox-static with apt");
+    }
+    found
 }
 
-/// As `docker save` writes it.
-fn docker_archive(layers: &[Vec<u8>], config: &serde_json::Value) -> Vec<u8> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", digits(layer))).collect();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let image = json!({
-        "architecture": architecture, "os": "linux", "config": config,
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    })
-    .to_string();
-    let names: Vec<String> = (0..layers.len()).map(|index| format!("{index}/layer.tar")).collect();
-    let manifest = json!([{ "Config": "config.json", "RepoTags": ["app:1"], "Layers": names }]).to_string();
-    let mut members: Vec<(&str, Member<'_>)> =
-        vec![("manifest.json", Member::File(manifest.as_bytes(), 0o644)), ("config.json", Member::File(image.as_bytes(), 0o644))];
-    members.extend(names.iter().zip(layers).map(|(name, layer)| (name.as_str(), Member::File(layer, 0o644))));
-    layer(&members)
+/// A root file system with a shell, owners, links and odd names.
+fn rootfs(dir: &Path) -> PathBuf {
+    let root = dir.join("rootfs");
+    for path in ["bin", "etc", "srv/data", "home/user"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
+    for name in ["sh", "cat", "stat", "sha256sum", "find", "sort", "ls"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
+    fs::write(root.join("srv/data/one"), "one").unwrap();
+    fs::hard_link(root.join("srv/data/one"), root.join("srv/data/same")).unwrap();
+    fs::write(root.join("srv/data").join("n".repeat(200)), "long name").unwrap();
+    fs::set_permissions(root.join("srv/data/one"), fs::Permissions::from_mode(0o4750)).unwrap();
+    std::os::unix::fs::chown(root.join("home/user"), Some(1000), Some(1000)).unwrap();
+    root
 }
 
-/// No `/etc/passwd`, no `/tmp`, no `/dev`: a program and what the second layer changes of the first.
-fn layers() -> Vec<Vec<u8>> {
-    let program = std::fs::read(PROGRAM).unwrap();
-    vec![
-        layer(&[
-            ("bin/", Member::Dir),
-            ("bin/busybox", Member::File(&program, 0o755)),
-            ("bin/sh", Member::Link("busybox")),
-            ("data/", Member::Dir),
-            ("data/gone", Member::File(b"old", 0o644)),
-            ("data/kept", Member::File(b"old", 0o644)),
-        ]),
-        layer(&[("data/", Member::Dir), ("data/.wh.gone", Member::File(b"", 0o644)), ("data/new", Member::File(b"new", 0o644))]),
-    ]
+/// The whole tree as a sandbox of the image sees it.
+fn seen(server: &Server, image: &str) -> String {
+    let script = "cd / && find bin etc/passwd srv home -exec stat -c '%n %a %u %g %s %h %Y' {} + | sort; sha256sum srv/data/*";
+    server.words(&["run", "--image", image, "--", "/bin/sh", "-c", script]).ok()
+}
+
+fn words<'a>(words: &[&'a str], path: &'a Path) -> Vec<&'a str> {
+    words.iter().map(|word| if *word == "PATH" { path.to_str().unwrap() } else { *word }).collect()
 }
 
 #[test]
-fn an_image_that_is_named_is_pulled_once_and_its_program_runs() {
-    if !has_what_it_needs() {
+fn what_we_export_skopeo_reads_and_what_it_copies_runs_here() {
+    if !can_run() || !has_busybox() || foreign("skopeo", &["--version"]).is_none() {
         return;
     }
-    let mut registry = Registry::start();
-    let config = json!({ "Env": ["COLOUR=green", "PATH=/bin"], "WorkingDir": "/data", "User": "1234:5678" });
-    let name = registry.push(&layers(), &config);
-    let server = Server::start_with(&format!("[images]\nregistries = [\"{}\"]\n", registry.address));
-
-    let script = "busybox ls; echo $COLOUR; busybox id -u; busybox test -d /tmp -a -c /dev/null && echo complete";
-    let run = ["run", "--image", &name, "--", "/bin/sh", "-c", script];
-    assert_eq!(server.words(&run).ok(), "kept\nnew\ngreen\n1234\ncomplete\n");
-    let listed = server.json("image list");
-    let image = listed["items"].as_array().unwrap().iter().find(|image| image["name"] == name.as_str()).unwrap();
-    assert_eq!((&image["source"], &image["layers"]), (&"pulled".into(), &2.into()), "{image}");
-
-    // Pulled again, nothing changes; another spelling is the same image.
-    let again = server.json(&format!("image pull {name}"));
-    assert_eq!(again["image"]["createdAt"], image["createdAt"]);
-    // Without the registry, what is here still runs; what is not here is said.
-    registry.child.kill().unwrap();
-    registry.child.wait().unwrap();
-    assert_eq!(server.words(&["run", "--image", &name, "--", "/bin/busybox", "echo", "still"]).ok(), "still\n");
-    let refused = server.cli(&format!("image pull {}/team/other:1", registry.address)).fails(1);
-    assert!(refused.contains(&registry.address) && refused.contains("team/other"), "{refused}");
-    server.cli(&format!("image delete {name}")).ok();
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let root = rootfs(dir.path());
+    server.words(&words(&["image", "import", "tools:1", "PATH"], &root)).ok();
+    let before = seen(&server, "tools:1");
+    for compression in ["gzip", "zstd", "none"] {
+        let file = dir.path().join(format!("{compression}.tar"));
+        server.words(&words(&["image", "export", "tools:1", "PATH", "--compression", compression], &file)).ok();
+        let name = format!("oci-archive:{}", file.display());
+        let shown: Value = serde_json::from_str(&foreign("skopeo", &["inspect", &name]).unwrap()).unwrap();
+        assert_eq!(shown["Os"], "linux");
+        assert_eq!(shown["Layers"].as_array().unwrap().len(), 1);
+    }
+    let exported = dir.path().join("gzip.tar");
+    // Its own name is taken again.
+    let ours = server.words(&words(&["image", "import", "PATH", "--json"], &exported)).ok();
+    let ours: Value = serde_json::from_str(&ours).unwrap();
+    assert_eq!((&ours["image"]["name"], &ours["image"]["source"]), (&"tools:1".into(), &"loaded".into()));
+    assert_eq!(seen(&server, "tools:1"), before);
+    // By way of another program, in each form that it writes.
+    let source = format!("oci-archive:{}", exported.display());
+    let forms = [
+        ("docker-archive", "docker.tar", ":copied:docker"),
+        ("oci-archive", "oci.tar", ":copied:oci"),
+        ("oci", "layout", ":copied:layout"),
+    ];
+    for (form, file, name) in forms {
+        let path = dir.path().join(file);
+        foreign("skopeo", &["copy", &source, &format!("{form}:{}{name}", path.display())]).unwrap();
+        server.words(&words(&["image", "import", "PATH"], &path)).ok();
+        assert_eq!(seen(&server, &name[1..]), before, "{form}");
+    }
+    let usage = server.json("image usage");
+    assert!(usage["sizeBytes"].as_u64().unwrap() > 0, "{usage}");
+    for name in ["tools:1", "copied:docker", "copied:oci", "copied:layout"] {
+        support::wait_for("nothing to use it", || (server.words(&["image", "remove", name]).code == 0).then_some(()));
+    }
+    support::wait_for("no layer to be left", || {
+        server.words(&["image", "prune"]).ok();
+        (server.json("image usage")["layers"] == 0).then_some(())
+    });
     server.finish();
 }
 
 #[test]
-fn only_registries_that_are_allowed_are_asked() {
+fn commits_are_exported_with_what_they_take_away() {
+    if !can_run() || !has_busybox() {
+        return;
+    }
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let root = rootfs(dir.path());
+    server.words(&words(&["image", "import", "tools:1", "PATH"], &root)).ok();
+    server.words(&["pool", "create", "p", "--image", "tools:1", "--replicas", "1"]).ok();
+    let id = server.claim("p");
+    let change = "busybox rm srv/data/same; busybox rm -r home; busybox mkdir -p home/new; echo 2 > srv/data/two";
+    server.words(&["exec", "-u", "root", "-w", "/", &id, "--", "/bin/sh", "-c", change]).ok();
+    server.words(&["commit", &id, "tools:2"]).ok();
+    let before = seen(&server, "tools:2");
+    assert!(!before.contains("same") && before.contains("home/new") && !before.contains("home/user"), "{before}");
+    let file = dir.path().join("two.tar");
+    server.words(&words(&["image", "export", "tools:2", "PATH"], &file)).ok();
+    server.words(&words(&["image", "import", "again:2", "PATH"], &file)).ok();
+    assert_eq!(seen(&server, "again:2"), before);
+    let refused = server.words(&["image", "export", "host", "-"]).fails(1);
+    assert!(refused.contains("/usr is this machine's own"), "{refused}");
+    server.finish();
+}
+
+#[test]
+fn a_broken_archive_is_refused_and_nothing_is_left() {
     if !can_run() {
         return;
     }
     let server = Server::start();
-    let refused = server.cli("image pull 127.0.0.1:5999/x:1").fails(1);
-    assert!(refused.contains("may not be pulled from 127.0.0.1:5999") && refused.contains("registries"), "{refused}");
-    let refused = server.cli("image pull Not/A/Name").fails(1);
-    assert!(refused.contains("Not/A/Name"), "{refused}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("broken.tar");
+    fs::write(&path, vec![7; 5000]).unwrap();
+    let refused = server.words(&words(&["image", "import", "a:1", "PATH"], &path)).fails(1);
+    assert!(refused.contains("broken.tar"), "{refused}");
+    fs::write(&path, b"\xfd7zXZ\0 not really").unwrap();
+    let refused = server.words(&words(&["image", "import", "a:1", "PATH"], &path)).fails(1);
+    assert!(refused.contains("xz"), "{refused}");
+    let refused = server.words(&words(&["image", "export", "none:1", "PATH"], &dir.path().join("out.tar"))).fails(1);
+    assert!(refused.contains("none:1") && !dir.path().join("out.tar").exists(), "{refused}");
+    assert_eq!(server.json("image usage")["layers"], 0);
     server.finish();
 }

@@ -3,6 +3,7 @@
 
 mod fields;
 mod file;
+mod image;
 mod key;
 mod pod;
 mod pool;
@@ -15,6 +16,7 @@ mod template;
 
 pub(crate) use fields::*;
 pub(crate) use file::*;
+pub(crate) use image::*;
 pub(crate) use key::*;
 pub(crate) use pool::*;
 pub(crate) use process::*;

@@ -23,6 +23,7 @@ pub(crate) fn image_wire(image: &Image) -> wire::ImageInfo {
             ImageSource::Host => "host",
             ImageSource::Imported => "imported",
             ImageSource::Pulled { .. } => "pulled",
+            ImageSource::Loaded { .. } => "loaded",
             ImageSource::Committed { .. } => "committed",
         }
         .to_owned(),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod file;
+mod image;
 mod key;
 mod pool;
 mod process;
@@ -13,6 +14,7 @@ mod template;
 
 pub(crate) use admin::*;
 pub(crate) use file::*;
+pub(crate) use image::*;
 pub(crate) use key::*;
 pub(crate) use pool::*;
 pub(crate) use process::*;

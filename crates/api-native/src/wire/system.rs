@@ -15,7 +15,7 @@ pub(crate) struct ImageInfo {
     pub name: String,
     /// Whether everybody may use it.
     pub global: bool,
-    /// `host`, `imported`, `pulled` or `committed`.
+    /// `host`, `imported` (a root filesystem), `loaded` (an archive of an image), `pulled` or `committed`.
     pub source: String,
     /// How many layers it has.
     pub layers: usize,
@@ -53,19 +53,6 @@ pub(crate) struct ImageList {
     pub limit: u32,
     /// Entries skipped.
     pub offset: u64,
-}
-
-/// A root filesystem to import from the server's own file system.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct ImportImageRequest {
-    /// Name.
-    #[schema(min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
-    pub name: String,
-    /// Absolute path of a tar archive (plain or gzip) or a directory on the server.
-    #[schema(min_length = 1, max_length = 4096)]
-    pub path: String,
-    /// For everybody. Default false: the caller's namespace.
-    pub global: Option<bool>,
 }
 
 /// Which events.

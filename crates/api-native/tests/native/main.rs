@@ -5,6 +5,7 @@ mod auth;
 mod bad_input;
 mod contract;
 mod document;
+mod images;
 mod inside;
 mod registries;
 mod sockets;

@@ -94,6 +94,7 @@ impl Server {
             default_quota,
             default_image: "host".parse().unwrap(),
             pulls: sandbank_control::PullSettings::default(),
+            scratch_dir: std::env::temp_dir(),
         };
         let numbers = Arc::new(Numbers(AtomicU64::new(1)));
         let key = SecretKey::new([7; 32]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use sandbank_driver::{Driver, NewLayer};
 use sandbank_model::Layer;
@@ -105,23 +105,30 @@ pub(crate) async fn take_layers(
     for (position, blob) in resolved.layers.iter().enumerate() {
         uppermost.insert(blob.diff_id, position);
     }
-    let wanted = resolved.layers.iter().enumerate().filter(|(position, blob)| uppermost[&blob.diff_id] == *position);
-    let wanted: Vec<(usize, &LayerBlob)> = wanted.collect();
     let given_up = GivenUp::default();
-    let taken = wanted.into_iter().map(|(position, blob)| {
-        let taking = Taking { inner, driver, source, progress, given_up: &given_up.0 };
-        async move { taking.layer(blob).await.map(|layer| (position, layer)) }.boxed()
-    });
-    // In a list of their own type: as they are, the compiler cannot tell that they may go to another thread.
-    let taken: Vec<BoxFuture<'_, Result<(usize, Layer)>>> = taken.collect();
-    let mut taken: Vec<(usize, Layer)> = stream::iter(taken).buffer_unordered(LAYERS_AT_ONCE).try_collect().await?;
+    // Boxed one by one: the compiler cannot see through a closure that the whole may go from thread to thread.
+    let mut taking: Vec<BoxFuture<'_, Result<(usize, Layer)>>> = Vec::new();
+    for (position, blob) in resolved.layers.iter().enumerate() {
+        if uppermost.get(&blob.diff_id) == Some(&position) {
+            let one = Taking { inner, driver, source, progress, given_up: &given_up.0 };
+            taking.push(Box::pin(async move { one.layer(blob).await.map(|layer| (position, layer)) }));
+        }
+    }
+    let mut taken: Vec<(usize, Layer)> = stream::iter(taking).buffer_unordered(LAYERS_AT_ONCE).try_collect().await?;
     taken.sort_by_key(|(position, _)| *position);
     Ok(taken.into_iter().map(|(_, layer)| layer).collect())
 }
 
 /// Tells readers on other threads, when it is dropped, that nobody wants their layers any more.
 #[derive(Default)]
-struct GivenUp(Arc<AtomicBool>);
+pub(super) struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    /// True once nobody wants anything any more.
+    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
 
 impl Drop for GivenUp {
     fn drop(&mut self) {

@@ -1,13 +1,13 @@
-//! Images: names, aliases, import, and the collection of layers that nothing uses.
+//! Images: names, aliases, and the collection of layers that nothing uses.
 
+mod archives;
 pub(crate) mod layers;
+mod usage;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbank_driver::{Capability, ImportSource};
 use sandbank_model::{Image, ImageName, ImageSource, Role, TenantId};
 use sandbank_oci::Credentials;
 use sandbank_store::{PageRequest, Write};
@@ -17,7 +17,9 @@ use crate::pulls::{Pull, PullPolicy, PullSettings, not_here};
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
 
+pub use archives::{ImageArchive, ImageImport};
 pub use layers::{LayerProgress, LayerState, LayersProgress};
+pub use usage::{ImageUsage, ImagesUsage, Pruned};
 
 /// Name of the image that needs no import.
 const HOST_IMAGE: &str = "host";
@@ -27,44 +29,6 @@ const PAGE: u32 = 500;
 const COLLECT_RETRY: Duration = Duration::from_secs(10);
 
 impl Control {
-    /// Imports a root filesystem from the server's own file system: admins only.
-    pub async fn image_import(&self, caller: &Caller, name: ImageName, path: PathBuf, global: bool) -> Result<Image> {
-        caller.require_admin()?;
-        let inner = &self.inner;
-        let driver = inner.driver(&inner.settings.default_driver)?;
-        driver.capabilities().require(Capability::ImportImage)?;
-        if !path.is_absolute() {
-            return Err(Error::invalid(format!("{} is not an absolute path on the server", path.display())));
-        }
-        let found = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || std::fs::metadata(path)
-        });
-        let metadata = match found.await {
-            Ok(Ok(metadata)) => metadata,
-            Ok(Err(error)) => return Err(Error::invalid(format!("{} cannot be read: {error}", path.display()))),
-            Err(_) => return Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")),
-        };
-        let source = if metadata.is_dir() { ImportSource::Directory(path) } else { ImportSource::Archive(path) };
-        let layers = inner.layers_in_use.read().await;
-        let made = driver.import_image(source).await?;
-        let image = Image {
-            name,
-            tenant: (!global).then_some(caller.principal.tenant),
-            layers: made.layers,
-            on_host: made.on_host,
-            config: made.config,
-            source: ImageSource::Imported,
-            created_at: inner.now(),
-        };
-        let replaced = inner.store.image_put(image.clone()).await?;
-        drop(layers);
-        if replaced.is_some() {
-            inner.collect_layers_later();
-        }
-        Ok(image)
-    }
-
     /// Images that the caller may use, by name.
     pub async fn image_list(&self, caller: &Caller) -> Result<Vec<Image>> {
         Ok(self.inner.store.image_list(&[Some(caller.principal.tenant), None]).await?)
@@ -229,6 +193,15 @@ impl Inner {
         let Ok(_exclusive) = self.layers_in_use.try_write() else {
             return Ok(false);
         };
+        let used: Vec<String> = self.used_layers().await?.into_iter().collect();
+        for driver in self.drivers.values() {
+            driver.retain_layers(used.clone()).await?;
+        }
+        Ok(true)
+    }
+
+    /// Layers that images and live sandboxes are made of.
+    async fn used_layers(&self) -> Result<BTreeSet<String>> {
         let mut used = BTreeSet::new();
         for image in self.store.image_all().await? {
             used.extend(image.layers.into_iter().map(|layer| layer.id));
@@ -236,10 +209,6 @@ impl Inner {
         for sandbox in self.store.sandbox_live().await? {
             used.extend(sandbox.image.into_iter().flat_map(|image| image.layers).map(|layer| layer.id));
         }
-        let used: Vec<String> = used.into_iter().collect();
-        for driver in self.drivers.values() {
-            driver.retain_layers(used.clone()).await?;
-        }
-        Ok(true)
+        Ok(used)
     }
 }

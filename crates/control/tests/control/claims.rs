@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::{World, claim, eventually, image, pool_name, pool_request};
-use sandbank_control::{Claim, Detail, ErrorKind, LeaseRequest, PoolChange, WhenEmpty};
+use sandbank_control::{Claim, Detail, ErrorKind, ImageImport, LeaseRequest, PoolChange, WhenEmpty};
 use sandbank_driver::Method;
 use sandbank_model::{Counting, Role, Sizing, State, Timeout};
 
@@ -152,7 +152,8 @@ async fn a_claim_of_another_image_is_made_on_demand() {
     let world = World::new().await;
     let (user, admin) = (world.owner("ann").await, world.admin().await);
     let dir = tempfile::tempdir().unwrap();
-    let other = world.control.image_import(&admin, image("other"), dir.path().to_owned(), true).await.unwrap();
+    let import = ImageImport { name: Some(image("other")), path: dir.path().to_owned(), reference: None, global: true };
+    let other = world.control.image_import(&admin, import).await.unwrap();
     world.pool(&user, "p", 1).await;
     let same = Claim { image: Some(image("base")), ..claim("p", WhenEmpty::Refuse) };
     let warm = world.control.claim(&user, same).await.unwrap();

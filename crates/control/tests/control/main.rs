@@ -4,6 +4,7 @@
 mod claims;
 mod disk;
 mod faults;
+mod images;
 mod inside;
 mod keys;
 mod lifecycle;

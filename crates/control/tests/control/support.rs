@@ -65,6 +65,7 @@ pub fn settings() -> Settings {
         default_quota: QuotaLimits::default(),
         default_image: "host".parse().unwrap(),
         pulls: sandbank_control::PullSettings::default(),
+        scratch_dir: std::env::temp_dir(),
     }
 }
 

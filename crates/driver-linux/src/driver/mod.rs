@@ -433,6 +433,10 @@ impl Driver for LinuxDriver {
         blocking("unpack a layer", add).await
     }
 
+    fn read_layer(&self, layer: &Layer) -> Result<Box<dyn std::io::Read + Send>, DriverError> {
+        Ok(Box::new(self.shared.images.read_layer(layer)?))
+    }
+
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
         let images = self.shared.images.clone();
         blocking("import the image", move || images.import(&source, &ImportLimits::default())).await
@@ -441,6 +445,11 @@ impl Driver for LinuxDriver {
     async fn commit(&self, target: Target<'_>, image: &Image) -> Result<NewLayers, DriverError> {
         let live = self.shared.get(target.id)?;
         self.shared.commit(&live, image.clone()).await
+    }
+
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError> {
+        let images = self.shared.images.clone();
+        blocking("list layers", move || images.list_layers()).await
     }
 
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {

@@ -93,8 +93,40 @@ pub(super) fn make_opaque(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::fsetxattr(dir, name, b"y", XattrFlags::empty())
 }
 
+/// Whether a directory hides what lies beneath.
+pub(super) fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+    for name in OPAQUE {
+        let mut value = [0; 8];
+        match rustix::fs::fgetxattr(dir, name, &mut value[..]) {
+            Ok(length) if value[..length].starts_with(b"y") => return Ok(true),
+            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE | Errno::PERM | Errno::ACCESS) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// The attributes that may be shown outside, by name in order.
+pub(super) fn read_xattrs(from: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    let mut found = Vec::new();
+    for_xattrs(from, is_plain_xattr, |name, value| {
+        found.push((name.to_vec(), value.to_vec()));
+        Ok(())
+    })?;
+    found.sort_unstable();
+    Ok(found)
+}
+
 /// Copies the attributes that `wanted` takes. Those that the file system or missing privileges refuse are left out.
 pub(super) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: fn(&[u8]) -> bool) -> Result<(), Errno> {
+    for_xattrs(from, wanted, |name, value| set_xattr(to, name, value))
+}
+
+fn for_xattrs(
+    from: BorrowedFd<'_>,
+    wanted: fn(&[u8]) -> bool,
+    mut action: impl FnMut(&[u8], &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let size = match rustix::fs::flistxattr_query(from) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
         Ok(size) => size,
@@ -106,7 +138,7 @@ pub(super) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: fn(&
     for name in names[..filled].split(|byte| *byte == 0).filter(|name| !name.is_empty() && wanted(name)) {
         value.resize(XATTR_MAX, 0);
         let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
-        set_xattr(to, name, &value[..length])?;
+        action(name, &value[..length])?;
     }
     Ok(())
 }

@@ -328,6 +328,22 @@ fn modified(records: &Records, header_seconds: u64) -> Timespec {
 }
 
 fn xattrs(records: &Records) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let named = |(keyword, value): (&Vec<u8>, &Vec<u8>)| Some((keyword.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value.clone()));
+    let named =
+        |(keyword, value): (&Vec<u8>, &Vec<u8>)| Some((xattr_name(keyword.strip_prefix(b"SCHILY.xattr.")?), value.clone()));
     records.iter().filter_map(named).collect()
+}
+
+/// A keyword cannot hold `=`, so GNU tar writes `%3D` for it, and `%25` for the sign itself.
+fn xattr_name(mut keyword: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(keyword.len());
+    while let Some((first, rest)) = keyword.split_first() {
+        let (byte, length) = match keyword {
+            [b'%', b'3', b'D', ..] => (b'=', 3),
+            [b'%', b'2', b'5', ..] => (b'%', 3),
+            _ => (*first, 1),
+        };
+        name.push(byte);
+        keyword = &rest[length - 1..];
+    }
+    name
 }

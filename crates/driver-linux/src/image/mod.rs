@@ -17,6 +17,7 @@ mod base;
 mod commit;
 mod copy;
 mod error;
+mod export;
 mod file;
 mod flush;
 mod import;

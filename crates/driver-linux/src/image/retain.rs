@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sandbank_driver::DriverError;
+use sandbank_model::Layer;
 
 use super::error::failed;
 use super::{ImageStore, remove_tree, staging};
@@ -42,6 +43,23 @@ impl Guarded {
 }
 
 impl ImageStore {
+    /// The layers that are there and whole, but for the bases. One that is broken is not told of, and goes when nobody uses it.
+    ///
+    /// # Errors
+    /// [`DriverError::Failed`] when the store cannot be listed.
+    pub fn list_layers(&self) -> Result<Vec<Layer>, DriverError> {
+        let layers = self.inner.root.join("layers");
+        let step = || format!("list {}", layers.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&layers).map_err(failed(step))? {
+            let name = entry.map_err(failed(step))?.file_name();
+            let id = name.to_string_lossy();
+            let is_base = id.starts_with("host-") || id.starts_with("bare-");
+            found.extend((!is_base).then(|| self.layer(&id)).flatten());
+        }
+        Ok(found)
+    }
+
     /// Removes the layers that are neither in `used` (what image records name) nor in `in_use` (what living sandboxes were made
     /// of, see [`ImageStore::layer_of`]), nor made by this process within the last hour and not yet named by any `used`, nor a
     /// present base. Safe to repeat.

@@ -51,11 +51,11 @@ pub(super) enum UnpackAs {
 }
 
 /// Beginning of a name that takes the rest of it away from the layers beneath.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// Beginning of names that are marks of their own kind; all but the one below are notes of file systems long gone.
 const MARK: &[u8] = b".wh..wh.";
 /// Hides everything that the layers beneath have in the same directory.
-const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 
 /// A member's place.
 struct Place {

@@ -245,18 +245,35 @@ impl Driver for FakeDriver {
         Ok(found.map(|files| Layer { id: diff_id.to_owned(), size_bytes: files.size_bytes() }))
     }
 
-    /// Reads the archive to its end and keeps an empty tree for it: what an archive holds, only a real driver can show.
+    /// Keeps the archive as it is, and an empty tree for it: what an archive holds, only a real driver can show.
     async fn add_layer(&self, layer: NewLayer) -> Result<Layer, DriverError> {
         self.capabilities.require(Capability::ImportImage)?;
         self.call(Method::AddLayer).await?;
         let NewLayer { diff_id, mut archive } = layer;
-        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut archive, &mut std::io::sink())).await;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut content = Vec::new();
+            archive.read_to_end(&mut content).map(|_| content)
+        });
         let broken = |error: String| DriverError::Invalid { what: format!("the layer cannot be read: {error}") };
-        read.map_err(|error| broken(error.to_string()))?.map_err(|error| broken(error.to_string()))?;
+        let content = read.await.map_err(|error| broken(error.to_string()))?.map_err(|error| broken(error.to_string()))?;
         let files = FileTree::fresh();
         let kept = Layer { id: diff_id.clone(), size_bytes: files.size_bytes() };
-        lock(&self.world.state).layers.insert(diff_id, files);
+        let mut state = lock(&self.world.state);
+        state.archives.insert(diff_id.clone(), content);
+        state.layers.insert(diff_id, files);
         Ok(kept)
+    }
+
+    /// The archive that a layer came from; of one that came from elsewhere, an empty one.
+    fn read_layer(&self, layer: &Layer) -> Result<Box<dyn std::io::Read + Send>, DriverError> {
+        const EMPTY_TAR: [u8; 1024] = [0; 1024];
+        let state = lock(&self.world.state);
+        if !state.layers.contains_key(&layer.id) {
+            let (image, detail) = (format!("layer {}", layer.id), "it was removed".to_owned());
+            return Err(DriverError::ImageMissing { image, detail });
+        }
+        let content = state.archives.get(&layer.id).cloned().unwrap_or_else(|| EMPTY_TAR.to_vec());
+        Ok(Box::new(std::io::Cursor::new(content)))
     }
 
     async fn import_image(&self, source: ImportSource) -> Result<NewLayers, DriverError> {
@@ -278,9 +295,17 @@ impl Driver for FakeDriver {
         Ok(NewLayers { layers, on_host: image.on_host, config: image.config.clone() })
     }
 
+    async fn list_layers(&self) -> Result<Vec<Layer>, DriverError> {
+        let state = lock(&self.world.state);
+        let layer = |(id, files): (&String, &FileTree)| Layer { id: id.clone(), size_bytes: files.size_bytes() };
+        Ok(state.layers.iter().map(layer).collect())
+    }
+
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {
         self.call(Method::Retain).await?;
-        lock(&self.world.state).layers.retain(|id, _| used.contains(id));
+        let mut state = lock(&self.world.state);
+        state.layers.retain(|id, _| used.contains(id));
+        state.archives.retain(|id, _| used.contains(id));
         Ok(())
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct World {
 pub(super) struct WorldState {
     pub(super) sandboxes: BTreeMap<SandboxId, Arc<FakeSandbox>>,
     pub(super) layers: BTreeMap<String, FileTree>,
+    /// What layers from elsewhere came from.
+    pub(super) archives: BTreeMap<String, Vec<u8>>,
     pub(super) layers_made: u64,
     pub(super) responders: BTreeMap<u16, Responder>,
     pub(super) faults: BTreeMap<Method, MethodFault>,

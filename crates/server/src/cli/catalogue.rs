@@ -1,6 +1,4 @@
-//! `pool`, `template` and `image`: what sandboxes are made from.
-
-use std::path::PathBuf;
+//! `pool` and `template`: what sandboxes are made from.
 
 use clap::{Args, Subcommand};
 
@@ -116,50 +114,4 @@ pub(crate) struct TemplateCreate {
     /// Program started once in each sandbox
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
-}
-
-/// `image …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Image {
-    /// Import a root file system from a tar archive (plain or gzip) or a directory on the server's machine
-    Import(ImageImport),
-    /// Pull an image from a registry
-    Pull(ImagePull),
-    /// List images
-    List,
-    /// Show an image
-    Show(Named),
-    /// Delete an image that nothing uses
-    Delete(Named),
-}
-
-/// Options of `image import`.
-#[derive(Debug, Args)]
-pub(crate) struct ImageImport {
-    /// Name of the image, such as debian:12
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// Archive or directory
-    #[arg(value_name = "ROOTFS")]
-    pub(crate) path: PathBuf,
-    /// Only for the caller's own tenant, not for everybody
-    #[arg(long)]
-    pub(crate) private: bool,
-}
-
-/// Options of `image pull`.
-#[derive(Debug, Args)]
-pub(crate) struct ImagePull {
-    /// Name as registries have it, such as python:3.12-slim or ghcr.io/org/app:1
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// Do nothing where it is here already
-    #[arg(long)]
-    pub(crate) missing: bool,
-    /// User name for the registry; the password comes from SANDBANK_REGISTRY_PASSWORD
-    #[arg(short, long, value_name = "USER")]
-    pub(crate) username: Option<String>,
-    /// For everybody, not only for the caller's own tenant
-    #[arg(long)]
-    pub(crate) global: bool,
 }

@@ -1,6 +1,6 @@
 //! `cp`: files and directories into and out of a sandbox.
 
-mod download;
+pub(super) mod download;
 mod upload;
 
 use std::path::PathBuf;

@@ -5,6 +5,7 @@ mod cp;
 mod doctor;
 mod env;
 mod events;
+mod images;
 mod keys;
 mod pools;
 mod pull;
@@ -60,8 +61,8 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,
             Command::Pool(command) => pools::run(&find()?, command, json).await,
             Command::Template(command) => catalogue::template(&find()?, command, json).await,
-            Command::Image(command) => catalogue::image(&find()?, command, json).await,
             Command::Registry(command) => registries::run(&find()?, command, json).await,
+            Command::Image(command) => images::image(&find()?, command, json).await,
             Command::Key(command) => keys::run(&find()?, command, json).await,
             Command::Serve(_) | Command::Up(_) | Command::Doctor => Ok(()),
         }

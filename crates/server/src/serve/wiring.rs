@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sandbank_api_native::NativeSettings;
-use sandbank_control::{Background, Control, SecretKey};
+use sandbank_control::{Background, Control, SecretKey, Settings};
 use sandbank_driver::Driver;
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
 use sandbank_store::{SqliteStore, Store};
@@ -42,7 +42,8 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, 
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-    let control = Control::new(Arc::clone(&store), drivers, clock, entropy, config.settings.clone(), secret_key);
+    let settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
+    let control = Control::new(Arc::clone(&store), drivers, clock, entropy, settings, secret_key);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;

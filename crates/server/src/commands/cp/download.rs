@@ -121,7 +121,7 @@ async fn open(inside: &Inside<'_>, source: &str) -> Result<Response<Incoming>> {
     inside.client.send(request, full(Bytes::new())).await
 }
 
-fn length(response: &Response<Incoming>) -> Option<u64> {
+pub(in crate::commands) fn length(response: &Response<Incoming>) -> Option<u64> {
     response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
@@ -148,10 +148,10 @@ async fn fetch(inside: &Inside<'_>, source: &str, target: &Path) -> Result<u64> 
 }
 
 /// A file that is not whole yet; removed unless it was renamed.
-struct Partial(PathBuf);
+pub(in crate::commands) struct Partial(pub(in crate::commands) PathBuf);
 
 impl Partial {
-    fn beside(target: &Path) -> Result<Self> {
+    pub(in crate::commands) fn beside(target: &Path) -> Result<Self> {
         let name = target.file_name().ok_or_else(|| Failure::new(format!("{} is not a file name", target.display())))?;
         let mut partial = std::ffi::OsString::from(".");
         partial.push(name);
@@ -167,7 +167,7 @@ impl Drop for Partial {
 }
 
 /// Pours a body out. The outer error is the connection's, the inner one the writer's.
-async fn pour(
+pub(in crate::commands) async fn pour(
     response: Response<Incoming>,
     writer: &mut (impl AsyncWrite + Unpin),
     progress: &Progress,
@@ -191,7 +191,7 @@ async fn pour(
     }
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+pub(in crate::commands) fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(format!("cannot write {}: {error}", path.display()))
 }
 
