@@ -125,7 +125,7 @@ fn refuse_pull_secret(secret: Option<&wire::ImagePullSecret>) -> ApiResult<()> {
     match secret.map(|secret| secret.registries.len()) {
         None | Some(0) => Ok(()),
         Some(_) => Err(ApiError::bad_request(
-            "imagePullSecret is not kept with pools: pull the image first (POST /v1/images/pull with username and password)",
+            "imagePullSecret is not kept with pools: log in to the registry once (POST /v1/registries) and leave it out",
         )),
     }
 }

@@ -191,7 +191,7 @@ pub(crate) struct CreatePoolRequest {
     pub quota_url: Option<String>,
     /// What the pool changes in its template.
     pub overrides: Option<OverridesWire>,
-    /// Not kept with pools: refused unless empty. Pull the image first.
+    /// Not kept with pools: refused unless empty. Log in to the registry with `POST /v1/registries`.
     pub image_pull_secret: Option<ImagePullSecret>,
     /// Whole life of a sandbox whose claim names none, a Go duration; "0" is unlimited.
     #[schema(max_length = 64)]

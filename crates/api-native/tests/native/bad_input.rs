@@ -40,7 +40,7 @@ async fn wrong_bodies_are_400_and_name_the_field() {
             "POST",
             "/v1/sandboxpools".into(),
             json!({"name": "p", "image": "host", "imagePullSecret": {"registries": [{"registry": "r", "username": "u", "password": "secret-word"}]}}),
-            "not available yet",
+            "not kept with pools",
         ),
         ("PUT", format!("/v1/sandboxes/{id}/timeout"), json!({"timeout": "soon"}), "timeout"),
         ("POST", format!("/v1/sandboxes/{id}/renew"), json!({}), "nothing to renew"),
