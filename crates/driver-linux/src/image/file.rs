@@ -106,9 +106,12 @@ pub(super) fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(false)
 }
 
+/// Extended attributes: names and values.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The attributes that may be shown outside, by name in order.
-pub(super) fn read_xattrs(from: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
-    let mut found = Vec::new();
+pub(super) fn read_xattrs(from: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+    let mut found = Xattrs::new();
     for_xattrs(from, is_plain_xattr, |name, value| {
         found.push((name.to_vec(), value.to_vec()));
         Ok(())

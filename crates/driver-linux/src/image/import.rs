@@ -128,14 +128,14 @@ fn check_is_rootfs(tree: &OwnedFd) -> Result<(), DriverError> {
     let has_system = ["bin", "usr", "etc", "lib"].into_iter().any(has);
     if !has_system && (has("manifest.json") || has("repositories")) {
         return Err(invalid(
-            "this is a `docker save` archive; only plain root filesystem archives can be imported: make one with \
-             `docker export CONTAINER > rootfs.tar`",
+            "this is no root filesystem but the content of a `docker save` archive: import the archive itself, or pack it again \
+             with `tar -C DIR -cf image.tar .`",
         ));
     }
     if !has_system && has("oci-layout") {
         return Err(invalid(
-            "this is an OCI image layout; only plain root filesystem archives can be imported: unpack it with \
-             `umoci unpack` and import the `rootfs` directory",
+            "this is no root filesystem but a part of an OCI image layout, whose index.json is missing: copy the layout again, \
+             with `skopeo copy` for example",
         ));
     }
     let step = || "list the new layer".to_owned();

@@ -234,7 +234,7 @@ fn image_archives_are_told_from_root_filesystems() {
     let mut archive = Vec::new();
     member(&mut archive, EntryType::Regular, b"manifest.json", b"", b"[]");
     member(&mut archive, EntryType::Regular, b"abc/layer.tar", b"", b"");
-    refused_by_default(&ended(archive), &["`docker save` archive; only plain root filesystem archives can be imported"]);
+    refused_by_default(&ended(archive), &["the content of a `docker save` archive: import the archive itself"]);
     let mut archive = Vec::new();
     member(&mut archive, EntryType::Regular, b"oci-layout", b"", b"{}");
     member(&mut archive, EntryType::Directory, b"blobs", b"", b"");

@@ -229,6 +229,7 @@ impl LayerStream {
         Some(first.path)
     }
 
+    #[allow(clippy::useless_conversion, reason = "counts of links have 32 bits on arm64")]
     fn note_first_name(&mut self, stat: &Stat, path: &[u8]) -> io::Result<()> {
         self.links_bytes += path.len();
         if self.links_bytes > LINKS_BYTES_MAX {
