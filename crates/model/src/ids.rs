@@ -87,6 +87,10 @@ id!(
     /// One claim: tells two leases of the same holder apart.
     AssignmentId
 );
+id!(
+    /// One build of an image.
+    BuildId
+);
 
 /// Position of an event in the log. Grows by at least one an event; gaps are possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -6,12 +6,14 @@
 // A broken rule is told by a panic, as in any test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod builds;
 mod events;
 mod fixture;
 mod lists;
 mod objects;
 mod sandboxes;
 
+pub use builds::*;
 pub use events::*;
 pub use fixture::{
     Clock, apply, claim_request, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, template, tenant, warm,
@@ -40,6 +42,8 @@ macro_rules! store_contract {
             pools_are_paged_by_name,
             an_own_image_hides_the_installations,
             an_image_replaces_the_one_of_its_name_and_owner,
+            a_build_is_replaced_by_id_and_keeps_its_log,
+            cached_steps_are_found_by_tenant_and_key,
             a_sandbox_is_read_as_it_was_written,
             a_sandbox_id_is_used_once,
             a_sandbox_update_is_conditional_on_the_generation,
