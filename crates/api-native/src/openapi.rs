@@ -9,7 +9,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, SchemaFormat};
 use utoipa::{Modify, OpenApi as _};
 
-use crate::routes::{admin, exec, files, images, keys, pools, ports, sandboxes, sockets, system, templates};
+use crate::routes::{admin, builds, exec, files, images, keys, pools, ports, sandboxes, sockets, system, templates};
 use crate::wire;
 
 #[allow(deprecated, reason = "operations that AgentBox has deprecated are part of its contract")]
@@ -30,6 +30,7 @@ use crate::wire;
         pools::create, pools::list, pools::get, pools::update, pools::delete, pools::sync_template, pools::sync_preview,
         templates::list, templates::get, templates::create, templates::update, templates::delete,
         templates::admin_create, templates::admin_update, templates::admin_delete,
+        builds::upload, builds::create, builds::list, builds::get, builds::cancel, builds::logs, builds::clear_cache,
         images::list, images::get, images::delete, images::import,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
         admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,
@@ -103,6 +104,7 @@ fn path_parameters(path: &str, operation: &mut Operation) {
                     .minimum(Some(1))
                     .maximum(Some(u32::MAX)),
             ),
+            "build" => ("Build: a UUID.", schema.max_length(Some(36))),
             "rest" => ("Path inside.", schema),
             "name" if path.contains("sandboxpools") => ("Pool: a name, or {clusterID}::{pool}.", schema.max_length(Some(300))),
             "name" if path.contains("images") => ("Image, slashes and all.", schema.max_length(Some(255))),

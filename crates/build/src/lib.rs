@@ -22,4 +22,4 @@ pub use key::{CopiedFile, cache_key, content_hash, file_system_identity};
 pub use meaning::{Action, CopyAction, Origin, RunAction, StageContext};
 pub use paths::{Ignore, Pattern, UnsafePath, absolute_path, clean_path};
 pub use plan::{Base, CommandLine, CopyFrom, CopySpec, Plan, PlanError, Stage, Step, StepKind};
-pub use words::{Lookup, expand, key_values, split_words};
+pub use words::{Lookup, expand, key_values, literal, split_words};

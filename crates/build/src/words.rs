@@ -178,3 +178,16 @@ pub fn key_values(text: &str) -> Result<Vec<(String, String)>, String> {
 pub(crate) fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(80).collect::<String>())
 }
+
+/// A text that [`expand`] turns into this very text: for steps whose values mean what they say.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '\\' | '$' | '\'' | '"') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use sandbank_build::{
     Action, Base, CommandLine, CopiedFile, CopyFrom, Ignore, Pattern, Plan, RunAction, StageContext, StepKind, absolute_path,
-    cache_key, clean_path, content_hash, expand, file_system_identity, from_dockerfile, key_values, split_words,
+    cache_key, clean_path, content_hash, expand, file_system_identity, from_dockerfile, key_values, literal, split_words,
 };
 use sandbank_model::{ImageConfig, Layer, TenantId, Timestamp};
 
@@ -292,6 +292,11 @@ proptest! {
     #[test]
     fn single_quotes_keep_everything(text in "[^']{0,60}") {
         prop_assert_eq!(expand(&format!("'{text}'"), &|_| Some("replaced".to_owned())).unwrap(), text);
+    }
+
+    #[test]
+    fn a_literal_means_itself(text in "\\PC{0,60}") {
+        prop_assert_eq!(expand(&literal(&text), &|_| Some("replaced".to_owned())).unwrap(), text);
     }
 
     #[test]

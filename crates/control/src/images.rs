@@ -205,6 +205,7 @@ impl Inner {
         for sandbox in self.store.sandbox_live().await? {
             used.extend(sandbox.image.into_iter().flat_map(|image| image.layers).map(|layer| layer.id));
         }
+        used.extend(self.build_layers().await?);
         let used: Vec<String> = used.into_iter().collect();
         for driver in self.drivers.values() {
             driver.retain_layers(used.clone()).await?;

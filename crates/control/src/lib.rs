@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `auth`, `keys`, `owners` | who is asking, and what they may do |
 //! | `templates`, `pools`, `images` | the objects that sandboxes are made from |
+//! | `builds` | images made by steps, their uploads, logs and cache |
 //! | `claim`, `create`, `make`, `destroy` | how a sandbox comes and goes |
 //! | `sandboxes`, `lifecycle`, `transitions` | what is shown of it and how its record moves |
 //! | `agent`, `processes`, `files`, `ports`, `logs`, `readiness` | operations inside |
@@ -17,6 +18,7 @@ mod activity;
 mod agent;
 mod auth;
 mod background;
+mod builds;
 mod claim;
 mod control;
 mod convert;
@@ -51,6 +53,7 @@ mod transitions;
 mod types;
 
 pub use background::Background;
+pub use builds::{BuildLogs, ContextWriter};
 pub use control::Control;
 pub use error::{Detail, Error, ErrorKind, PoolBrief, Result, TemplateBrief};
 pub use files::{FileReader, FileWriter, Watch};

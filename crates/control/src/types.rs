@@ -1,10 +1,12 @@
 //! What use cases take and give.
 
+mod build;
 mod inside;
 mod key;
 mod pool;
 mod sandbox;
 
+pub use build::*;
 pub use inside::*;
 pub use key::*;
 pub use pool::*;
@@ -48,6 +50,8 @@ pub struct Settings {
     pub default_quota: QuotaLimits,
     /// Template defaults: image of a create call that names nothing.
     pub default_image: ImageName,
+    /// Builds.
+    pub builds: BuildSettings,
 }
 
 /// Who is asking, in which request.

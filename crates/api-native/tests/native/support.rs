@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method, Request, StatusCode};
 use sandbank_api_native::{NativeSettings, router};
-use sandbank_control::{Background, Clock, Control, Entropy, Settings};
+use sandbank_control::{Background, BuildSettings, Clock, Control, Entropy, Settings};
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{QuotaLimits, Timestamp};
 use sandbank_store::SqliteStore;
@@ -93,6 +93,7 @@ impl Server {
             exec_output_max: 1 << 20,
             default_quota,
             default_image: "host".parse().unwrap(),
+            builds: BuildSettings { contexts_dir: Some(dir.path().join("contexts")), ..BuildSettings::default() },
         };
         let control =
             Control::new(store, vec![Arc::new(driver)], Arc::new(WallClock), Arc::new(Numbers(AtomicU64::new(1))), settings);

@@ -41,8 +41,9 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str) 
         Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
-    let control =
-        Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), config.settings.clone());
+    let mut settings = config.settings.clone();
+    settings.builds.contexts_dir = Some(data_dir.path().join("contexts"));
+    let control = Control::new(Arc::clone(&store), drivers, Arc::new(SystemClock), Arc::new(SystemEntropy), settings);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;

@@ -1,7 +1,7 @@
 //! Builds and cached steps: nothing of them is kept in memory.
 
 use rusqlite::{Connection, OptionalExtension, Params, params};
-use sandbank_model::{Build, BuildId, BuildLog, CachedStep, TenantId};
+use sandbank_model::{Build, BuildId, BuildLog, CachedStep, TenantId, Timestamp};
 use serde::de::DeserializeOwned;
 
 use super::error::{Doing, decode, encode, int};
@@ -14,12 +14,14 @@ impl Unit<'_> {
     pub(super) fn build_put(&mut self, build: &Build, log: Option<&BuildLog>) -> Result<(), StoreError> {
         const DOING: &str = "writing a build";
         let record = encode(build, DOING)?;
+        // When it ended, 0 while it has not: what pruning and recovery look for.
+        let ended = if build.state.has_ended() { int(build.ended_at.unwrap_or_default().as_millis()).max(1) } else { 0 };
         let log = log.map(|log| encode(log, DOING)).transpose()?;
         self.conn
             .execute(
                 "INSERT INTO build (id, tenant, ended, record, log) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE \
                  SET ended = excluded.ended, record = excluded.record, log = COALESCE(excluded.log, build.log)",
-                params![build.id.uuid().as_bytes(), build.tenant.uuid().as_bytes(), build.state.has_ended(), record, log],
+                params![build.id.uuid().as_bytes(), build.tenant.uuid().as_bytes(), ended, record, log],
             )
             .doing(DOING)?;
         Ok(())
@@ -27,6 +29,17 @@ impl Unit<'_> {
 
     pub(super) fn build_remove(&mut self, id: BuildId) -> Result<(), StoreError> {
         self.conn.execute("DELETE FROM build WHERE id = ?1", [id.uuid().as_bytes()]).doing("forgetting a build")?;
+        Ok(())
+    }
+
+    /// Forgets builds that ended before `before`.
+    pub(super) fn prune_builds(&mut self, before: Timestamp, limit: u32) -> Result<(), StoreError> {
+        self.conn
+            .execute(
+                "DELETE FROM build WHERE id IN (SELECT id FROM build WHERE ended > 0 AND ended < ?1 LIMIT ?2)",
+                params![int(before.as_millis()), limit],
+            )
+            .doing("forgetting builds")?;
         Ok(())
     }
 
