@@ -1,9 +1,11 @@
 //! The command line's grammar. What the commands do is in `commands`.
 
+mod build;
 mod catalogue;
 mod key;
 mod sandbox;
 
+pub(crate) use build::*;
 pub(crate) use catalogue::*;
 pub(crate) use key::*;
 pub(crate) use sandbox::*;
@@ -90,6 +92,8 @@ pub(crate) enum Command {
     Rm(Ids),
     /// Make an image of what a sandbox changed
     Commit(Commit),
+    /// Build an image from a Dockerfile
+    Build(Build),
     /// Show what happened
     Events(Events),
     /// Show what a sandbox uses
