@@ -4,11 +4,11 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::{Server, can_run};
+use support::{Server, can_run, wait_for};
 
 fn put(dir: &Path, path: &str, text: &str) {
     let path = dir.join(path);
@@ -46,7 +46,8 @@ fn a_dockerfile_becomes_an_image_and_the_second_time_quickly() {
     put(dir.path(), "src/a.txt", "alpha\n");
     put(dir.path(), "src/b.txt", "beta\n");
     put(dir.path(), "src/sub/tool", "#!/bin/sh\necho tool\n");
-    std::fs::set_permissions(dir.path().join("src/sub/tool"), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(dir.path().join("src/sub/tool"), <std::fs::Permissions as PermissionsExt>::from_mode(0o755))
+        .unwrap();
     std::os::unix::fs::symlink("a.txt", dir.path().join("src/link")).unwrap();
     put(dir.path(), "secret.env", "no\n");
     put(dir.path(), ".dockerignore", "*.env\n");
@@ -89,6 +90,6 @@ fn what_fails_says_where_and_leaves_no_sandbox() {
     put(dir.path(), "other", "FROM host\nCOPY absent /x\n");
     let refused = server.words(&["build", "-t", "app", "-f", other.to_str().unwrap(), top]).fails(1);
     assert!(refused.contains("absent"), "{refused}");
-    assert_eq!(server.json("ps")["total"], 0);
+    wait_for("no sandbox", || (server.json("ps")["total"] == 0).then_some(()));
     server.finish();
 }

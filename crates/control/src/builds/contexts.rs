@@ -1,6 +1,6 @@
 //! Uploads that builds copy from: archives in the data directory, one directory a tenant.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,8 +17,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// Uploads of one tenant may have so many times the bytes that one may have; then the oldest go.
 const TENANT_SHARE: u64 = 4;
-/// An unfinished upload that nobody wrote to for so long is left over.
-const INCOMING_LIFE: Duration = Duration::from_secs(6 * 3600);
+/// What the names of unfinished uploads begin with.
 const INCOMING: &str = ".incoming-";
 
 /// An upload under way. Dropping it before `finish` leaves nothing.
@@ -137,27 +136,47 @@ impl Inner {
         let Some(dir) = self.settings.builds.contexts_dir.clone() else { return };
         let (now, life) = (self.now(), self.settings.builds.context_life);
         let swept = blocking(move || {
-            let tenants = std::fs::read_dir(dir).into_iter().flatten().flatten();
-            tenants.for_each(|tenant| sweep(&tenant.path(), now, life, u64::MAX));
+            entries_of(&dir).for_each(|tenant| sweep(&tenant.path(), now, life, u64::MAX));
         });
         // On the way down the next start does it.
         let _ = swept.await;
     }
+
+    /// Drops uploads that an earlier server had not finished.
+    pub(super) async fn drop_unfinished_contexts(&self) -> Result<()> {
+        let Some(dir) = self.settings.builds.contexts_dir.clone() else { return Ok(()) };
+        blocking(move || {
+            for tenant in entries_of(&dir) {
+                for entry in entries_of(&tenant.path()).filter(is_unfinished) {
+                    let _ = std::fs::remove_file(entry.path());
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn is_unfinished(entry: &DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with(INCOMING)
+}
+
+fn entries_of(dir: &Path) -> impl Iterator<Item = DirEntry> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten()
 }
 
 /// Drops what is too old, then the oldest until what is left has at most so many bytes.
 fn sweep(dir: &Path, now: Timestamp, life: Duration, bytes_max: u64) {
     let now = UNIX_EPOCH + Duration::from_millis(now.as_millis());
     let mut kept: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+    for entry in entries_of(dir) {
         let Ok(metadata) = entry.metadata() else { continue };
         let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
-        let incoming = entry.file_name().to_string_lossy().starts_with(INCOMING);
-        // What is being written carries the machine's time, what is kept the server's.
-        let age = if incoming { SystemTime::now() } else { now }.duration_since(modified).unwrap_or_default();
-        if age > if incoming { INCOMING_LIFE } else { life } {
+        if is_unfinished(&entry) {
+            continue;
+        }
+        if now.duration_since(modified).unwrap_or_default() > life {
             let _ = std::fs::remove_file(entry.path());
-        } else if !incoming {
+        } else {
             kept.push((modified, metadata.len(), entry.path()));
         }
     }

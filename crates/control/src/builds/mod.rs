@@ -276,6 +276,7 @@ impl Inner {
 
     /// Ends what an earlier server was building: its sandboxes are destroyed, its records say so.
     pub(crate) async fn recover_builds(self: &Arc<Self>) -> Result<()> {
+        self.drop_unfinished_contexts().await?;
         let unfinished = self.store.build_unfinished().await?;
         if unfinished.is_empty() {
             return Ok(());
