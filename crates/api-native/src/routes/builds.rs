@@ -62,7 +62,7 @@ pub(crate) async fn get(session: Session, PathText(id): PathText) -> ApiResult<J
 
 /// Cancel a build
 ///
-/// Answered when nothing of it runs any more. One that has ended stays as it is.
+/// Answered when no step begins any more. One that has ended stays as it is.
 #[utoipa::path(delete, path = "/v1/builds/{build}", tag = "builds",
     responses((status = 200, description = "It, as it ended.", body = wire::BuildEnvelope)))]
 pub(crate) async fn cancel(session: Session, PathText(id): PathText) -> ApiResult<Json<wire::BuildEnvelope>> {

@@ -69,7 +69,7 @@ impl Inner {
 
 impl Job {
     /// What an earlier build left under this key; its layers are kept from now on.
-    pub(super) async fn from_cache(&self, key: &str) -> Result<Option<CachedStep>> {
+    pub(super) async fn cached(&self, key: &str) -> Result<Option<CachedStep>> {
         if self.request.no_cache {
             return Ok(None);
         }
@@ -87,7 +87,7 @@ impl Job {
     }
 
     /// Leaves a step's layers for later builds.
-    pub(super) async fn to_cache(&self, key: String, made: &Snapshot) -> Result<()> {
+    pub(super) async fn remember(&self, key: String, made: &Snapshot) -> Result<()> {
         let step = CachedStep {
             tenant: self.tenant(),
             key,

@@ -48,10 +48,13 @@ impl Files {
 }
 
 /// An entry of an upload and all that is in it.
-fn below<'a>(upload: &'a Upload, top: &'a str) -> impl Iterator<Item = (&'a str, &'a Entry)> {
-    let inside =
-        move |path: &str| top.is_empty() || path == top || path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/'));
-    upload.entries().range(top.to_owned()..).filter(move |(path, _)| inside(path)).map(|(path, entry)| (path.as_str(), entry))
+fn below<'a>(upload: &'a Upload, top: &str) -> impl Iterator<Item = (&'a str, &'a Entry)> {
+    let entries = upload.entries();
+    // Below the top lies everything; below `dir`, what begins with `dir/`, which stands in one piece.
+    let prefix = if top.is_empty() { String::new() } else { format!("{top}/") };
+    let own = entries.get_key_value(top).filter(|_| !top.is_empty());
+    let inside = entries.range(prefix.clone()..).take_while(move |(path, _)| path.starts_with(&prefix));
+    own.into_iter().chain(inside).map(|(path, entry)| (path.as_str(), entry))
 }
 
 /// Something to put in, and where.
@@ -133,7 +136,7 @@ impl Job {
     }
 
     /// Whether files go into the destination, not to its very name.
-    async fn into_directory(&self, held: &Held, copy: &CopyAction, several: bool) -> Result<bool> {
+    async fn goes_into_directory(&self, held: &Held, copy: &CopyAction, several: bool) -> Result<bool> {
         if several || copy.dest.ends_with('/') {
             return Ok(true);
         }
@@ -150,7 +153,7 @@ impl Job {
     }
 
     async fn uploaded_items(&self, held: &Held, copy: &CopyAction, upload: &Upload, tops: &[String]) -> Result<Vec<Item>> {
-        let into = self.into_directory(held, copy, tops.len() > 1).await?;
+        let into = self.goes_into_directory(held, copy, tops.len() > 1).await?;
         let mut items = Vec::new();
         for top in tops {
             let is_dir = upload.entries().get(top).is_some_and(|entry| entry.kind == EntryKind::Dir);
@@ -176,7 +179,7 @@ impl Job {
                 return Err(Error::invalid(format!("there is no /{source} in the image that is copied from")));
             }
         }
-        let into = self.into_directory(held, copy, tops.len() > 1).await?;
+        let into = self.goes_into_directory(held, copy, tops.len() > 1).await?;
         let mut items = Vec::new();
         for top in tops {
             let (is_dir, path) = (top.kind == FileKind::Dir, top.path.clone());

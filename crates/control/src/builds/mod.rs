@@ -21,6 +21,7 @@ mod steps;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sandbank_build::{Plan, from_dockerfile};
@@ -47,6 +48,8 @@ const STEPS_MAX: usize = 500;
 /// Most bytes of all steps together.
 const STEPS_BYTES_MAX: usize = 4 * 1024 * 1024;
 const PAGE_MAX: u32 = 1000;
+/// Longest wait for the end of a build that was cancelled.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
 
 /// The builds of this server that have not ended.
 pub(crate) struct Builds {
@@ -221,15 +224,16 @@ impl Control {
         Ok(BuildLogs { source, next: offset })
     }
 
-    /// Ends a build; one that has ended stays as it is. Answered when nothing of it runs any more.
+    /// Ends a build; one that has ended stays as it is. Answered when its end is recorded: no step begins any more, and its
+    /// sandboxes are being destroyed.
     pub async fn build_cancel(&self, caller: &Caller, id: BuildId) -> Result<Build> {
         caller.require(Role::Member, "cancelling a build")?;
         let build = self.build_get(caller, id).await?;
         let Some(running) = self.inner.builds.get(id) else { return Ok(build) };
         let mut changed = running.log.subscribe();
         running.cancel.cancel();
-        // The other end lives as long as `running`, so this fails never.
-        let _ = changed.wait_for(|ended| *ended).await;
+        // A store that refuses the record must not hold the caller for ever: the build is as good as ended then.
+        let _ = tokio::time::timeout(CANCEL_WAIT, changed.wait_for(|ended| *ended)).await;
         let build = running.build.lock().clone();
         Ok(build)
     }
@@ -277,14 +281,11 @@ impl Inner {
     /// Ends what an earlier server was building: its sandboxes are destroyed, its records say so.
     pub(crate) async fn recover_builds(self: &Arc<Self>) -> Result<()> {
         self.drop_unfinished_contexts().await?;
-        let unfinished = self.store.build_unfinished().await?;
-        if unfinished.is_empty() {
-            return Ok(());
-        }
-        let ids: BTreeSet<String> = unfinished.iter().map(|build| build.id.to_string()).collect();
         for sandbox in self.store.sandbox_live().await? {
             let build = sandbox.lease.as_ref().and_then(|lease| lease.metadata.get(METADATA_KEY));
-            if !build.is_some_and(|build| ids.contains(build)) {
+            let image = sandbox.image.as_ref().map(|image| image.name.as_str());
+            // Both: anybody may give a sandbox this metadata.
+            if build.is_none_or(|build| image != Some(working_name(build).as_str())) {
                 continue;
             }
             let stopped = self
@@ -296,6 +297,7 @@ impl Inner {
                 self.destroy_stopping(&stopped);
             }
         }
+        let unfinished = self.store.build_unfinished().await?;
         for mut build in unfinished {
             build.state = BuildState::Error;
             build.ended_at = Some(self.now());
@@ -331,6 +333,11 @@ fn plan_of(request: &BuildRequest) -> Result<Plan> {
 
 fn missing(id: BuildId) -> Error {
     Error::not_found(format!("build {id} not found"))
+}
+
+/// Name of the image that a build's sandboxes are of: one that no image has, so that nothing is kept from being deleted by it.
+fn working_name(build: impl std::fmt::Display) -> String {
+    format!("sandbank-build/{build}")
 }
 
 /// Bytes as hexadecimal digits.

@@ -10,9 +10,9 @@ use sandbank_driver::{Capability, Target};
 use sandbank_model::{BuildLevel, ExpiryAction, Image, ImageConfig, ImageSource, PoolPolicies, StringMap, Timeout};
 use tokio::time::Instant;
 
-use super::METADATA_KEY;
 use super::log::Lines;
 use super::run::{Job, Snapshot};
+use super::{METADATA_KEY, working_name};
 use crate::claim::Held;
 use crate::make::{LeaseTerms, Order};
 use crate::types::{Exec, LeaseRequest, ProcessEvent};
@@ -41,7 +41,7 @@ impl Job {
         let content = files.as_ref().map(super::copy::Files::identity).unwrap_or_default();
         let parent = file_system_identity(&made.layers, made.on_host);
         let key = cache_key(self.tenant(), &parent, action, &content);
-        if let Some(found) = self.from_cache(&key).await? {
+        if let Some(found) = self.cached(&key).await? {
             (made.layers, made.on_host) = (found.layers, found.on_host);
             self.tell(BuildLevel::Info, "cached");
             return Ok(true);
@@ -57,15 +57,14 @@ impl Job {
             self.keep(&held, made).await?;
         }
         drop(held);
-        self.to_cache(key, made).await?;
+        self.remember(key, made).await?;
         Ok(false)
     }
 
     fn image_of(&self, made: &Snapshot) -> Result<Image> {
         let id = self.running.build.lock().id;
         Ok(Image {
-            // A name that no image has: nothing is kept from being deleted by it.
-            name: format!("sandbank-build/{id}").parse()?,
+            name: working_name(id).parse()?,
             tenant: Some(self.tenant()),
             layers: made.layers.clone(),
             on_host: made.on_host,

@@ -49,7 +49,7 @@ pub async fn a_build_is_replaced_by_id_and_keeps_its_log(store: Arc<dyn Store>) 
     let page = store.build_list(a.id, PageRequest { offset: 0, limit: 1 }).await.unwrap();
     assert_eq!((page.items, page.total), (vec![new.clone()], 2), "the newest first, of this tenant only");
     let page = store.build_list(a.id, PageRequest { offset: 1, limit: 9 }).await.unwrap();
-    assert_eq!(page.items, [ended.clone()]);
+    assert_eq!(page.items, vec![ended.clone()]);
     store.prune(Timestamp::from_millis(9), 100).await.unwrap();
     assert_eq!(store.build_get(ended.id).await.unwrap(), Some(ended.clone()));
     store.prune(Timestamp::from_millis(10), 100).await.unwrap();
