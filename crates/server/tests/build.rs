@@ -93,3 +93,40 @@ fn what_fails_says_where_and_leaves_no_sandbox() {
     wait_for("no sandbox", || (server.json("ps")["total"] == 0).then_some(()));
     server.finish();
 }
+
+/// A server that ends by `end` in the middle of a build leaves nothing of it, and the next build goes on from the cache.
+fn interrupted(end: impl FnOnce(&mut Server)) {
+    if !can_run() {
+        return;
+    }
+    let mut server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().to_str().unwrap();
+    put(dir.path(), "Dockerfile", "FROM host\nRUN echo first > /first\nRUN sleep 300\n");
+    let mut client = server.command(["build", "-t", "app", top]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    wait_for("the second step to run", || {
+        let listed = server.json("ps");
+        let id = listed["items"].as_array()?.first()?["sandboxId"].as_str()?.to_owned();
+        let inside = server.words(&["exec", &id, "--", "sh", "-c", "cat /first; ps -e"]);
+        (inside.code == 0 && inside.stdout.contains("first") && inside.stdout.contains("sleep")).then_some(())
+    });
+    end(&mut server);
+    server.start_again();
+    assert!(!client.wait().unwrap().success());
+    wait_for("no sandbox", || (server.json("ps")["total"] == 0 && server.on_disk().is_empty()).then_some(()));
+    put(dir.path(), "Dockerfile", "FROM host\nRUN echo first > /first\nRUN cat /first > /second\n");
+    let again = server.words(&["build", "-t", "app", top]);
+    assert!(again.stderr.contains("1 of 2 steps came from the cache"), "{again:?}");
+    assert_eq!(server.words(&["run", "--image", "app", "--", "cat", "/second"]).ok(), "first\n");
+    server.finish();
+}
+
+#[test]
+fn a_server_that_is_killed_in_a_build_leaves_nothing_of_it() {
+    interrupted(Server::kill);
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_in_a_build_leaves_nothing_of_it() {
+    interrupted(|server| assert_eq!(server.terminate(), 0));
+}
