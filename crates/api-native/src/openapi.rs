@@ -9,7 +9,9 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, SchemaFormat};
 use utoipa::{Modify, OpenApi as _};
 
-use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates};
+use crate::routes::{
+    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates,
+};
 use crate::wire;
 
 #[allow(deprecated, reason = "operations that AgentBox has deprecated are part of its contract")]
@@ -32,6 +34,7 @@ use crate::wire;
         templates::admin_create, templates::admin_update, templates::admin_delete,
         images::list, images::get, images::delete, images::export, images::import, images::usage, images::prune, pulls::pull,
         registries::login, registries::list, registries::logout,
+        builds::upload, builds::create, builds::list, builds::get, builds::cancel, builds::logs, builds::clear_cache,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
         admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,
         admin::pool_statistics,
@@ -104,6 +107,7 @@ fn path_parameters(path: &str, operation: &mut Operation) {
                     .minimum(Some(1))
                     .maximum(Some(u32::MAX)),
             ),
+            "build" => ("Build: a UUID.", schema.max_length(Some(36))),
             "rest" => ("Path inside.", schema),
             "name" if path.contains("sandboxpools") => ("Pool: a name, or {clusterID}::{pool}.", schema.max_length(Some(300))),
             "name" if path.contains("images") => ("Image, slashes and all.", schema.max_length(Some(255))),

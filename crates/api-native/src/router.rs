@@ -11,7 +11,9 @@ use sandbank_http::{REQUEST_ID, request_id};
 
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
-use crate::routes::{admin, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates};
+use crate::routes::{
+    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates,
+};
 use crate::session::RequestId;
 
 const SERVER_VERSION: HeaderName = HeaderName::from_static("x-agentbox-server-version");
@@ -24,6 +26,7 @@ pub fn router(control: Control, settings: NativeSettings) -> Router {
         .merge(sandbox_routes())
         .merge(inside_routes())
         .merge(pool_routes())
+        .merge(build_routes())
         .merge(admin_routes())
         .merge(system_routes())
         .route("/sandboxes/{*rest}", any(ports::data_plane))
@@ -89,6 +92,15 @@ fn pool_routes() -> Router<App> {
         .route("/v1/images/{*name}", get(images::get).delete(images::delete).post(images::export))
         .route("/v1/api-keys", post(keys::create).get(keys::list))
         .route("/v1/api-keys/{*name}", delete(keys::delete))
+}
+
+fn build_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/contexts", post(builds::upload))
+        .route("/v1/builds", post(builds::create).get(builds::list))
+        .route("/v1/builds/{build}", get(builds::get).delete(builds::cancel))
+        .route("/v1/builds/{build}/logs", get(builds::logs))
+        .route("/v1/build-cache", delete(builds::clear_cache))
 }
 
 fn admin_routes() -> Router<App> {

@@ -241,7 +241,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn sandbox(&self) -> &Sandbox {
+    /// What is held.
+    pub(crate) fn sandbox(&self) -> &Sandbox {
         // Only `accept` empties it, and takes the whole value.
         self.sandbox.as_ref().unwrap_or_else(|| unreachable!("held until accepted"))
     }

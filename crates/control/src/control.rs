@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::activity::Activity;
 use crate::background::Tasks;
+use crate::builds::Builds;
 use crate::deadlines::Deadlines;
 use crate::locks::KeyedLocks;
 use crate::logs::KeptLogs;
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     pub(crate) pools: PoolRuntimes,
     pub(crate) kept_logs: KeptLogs,
     pub(crate) owners: Owners,
+    pub(crate) builds: Builds,
     /// Hash of the static admin key and its tenant. In memory only: a key that the configuration no longer names is gone.
     pub(crate) admin_key: RwLock<Option<(KeyHash, TenantId)>>,
     /// Held for reading from resolving or making layers until a record names them; for writing while layers are collected.
@@ -102,6 +104,7 @@ impl Control {
             pools: PoolRuntimes::new(settings.waiting_claims_max),
             kept_logs: KeptLogs::default(),
             owners: Owners::default(),
+            builds: Builds::new(settings.builds.concurrency),
             admin_key: RwLock::new(None),
             layers_in_use: Arc::default(),
             refill_places: Arc::new(Semaphore::new(places)),

@@ -8,6 +8,7 @@
 //! | `auth`, `keys`, `owners` | who is asking, and what they may do |
 //! | `templates`, `pools`, `images` | the objects that sandboxes are made from |
 //! | `registries`, `secrets` | how a tenant proves to a registry who asks; how secrets are kept |
+//! | `builds` | images made by steps, their uploads, logs and cache |
 //! | `claim`, `create`, `make`, `destroy` | how a sandbox comes and goes |
 //! | `sandboxes`, `lifecycle`, `transitions` | what is shown of it and how its record moves |
 //! | `agent`, `processes`, `files`, `ports`, `logs`, `readiness` | operations inside |
@@ -18,6 +19,7 @@ mod activity;
 mod agent;
 mod auth;
 mod background;
+mod builds;
 mod claim;
 mod control;
 mod convert;
@@ -55,6 +57,7 @@ mod transitions;
 mod types;
 
 pub use background::Background;
+pub use builds::{BuildLogs, ContextWriter};
 pub use control::Control;
 pub use error::{Detail, Error, ErrorKind, PoolBrief, Result, TemplateBrief};
 pub use files::{FileReader, FileWriter, Watch};

@@ -42,6 +42,7 @@ impl Control {
             let sandboxes = by_driver.remove(name).unwrap_or_default();
             inner.recover_driver(driver, sandboxes, &mut recovery).await?;
         }
+        inner.recover_builds().await?;
         inner.collect_layers_later();
         tracing::info!(
             adopted = recovery.adopted,

@@ -134,6 +134,8 @@ impl Inner {
 
     async fn run_prune(self: Arc<Self>) {
         while self.tasks.sleep(PRUNE_EVERY).await {
+            self.sweep_contexts().await;
+            self.prune_builds().await;
             let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
             let before = sandbank_model::Timestamp::from_millis(self.now().as_millis().saturating_sub(retention));
             while !self.tasks.closing.is_cancelled() {

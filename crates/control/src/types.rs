@@ -1,11 +1,13 @@
 //! What use cases take and give.
 
+mod build;
 mod inside;
 mod key;
 mod pool;
 mod registry;
 mod sandbox;
 
+pub use build::*;
 pub use inside::*;
 pub use key::*;
 pub use pool::*;
@@ -56,6 +58,8 @@ pub struct Settings {
     pub pulls: PullSettings,
     /// A directory on a disk with room, for archives of images on their way in and out.
     pub scratch_dir: std::path::PathBuf,
+    /// Builds.
+    pub builds: BuildSettings,
 }
 
 /// Who is asking, in which request.

@@ -91,6 +91,10 @@ id!(
     /// One registry's credentials of one owner.
     RegistryCredentialId
 );
+id!(
+    /// One build of an image.
+    BuildId
+);
 
 /// Position of an event in the log. Grows by at least one an event; gaps are possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! Nothing here does I/O, reads a clock, draws random numbers or waits. Time and fresh ids are arguments. No other crate of
 //! the workspace is imported.
 
+mod build;
 mod event;
 mod ids;
 mod image;
@@ -19,8 +20,11 @@ mod template;
 mod tenant;
 mod time;
 
+pub use build::{Build, BuildFailure, BuildLevel, BuildLine, BuildLog, BuildPart, BuildState, BuildSteps, CachedStep};
 pub use event::{Actor, Event, EventKind};
-pub use ids::{ApiKeyId, AssignmentId, EventSeq, ParseIdError, PoolId, RegistryCredentialId, SandboxId, TemplateId, TenantId};
+pub use ids::{
+    ApiKeyId, AssignmentId, BuildId, EventSeq, ParseIdError, PoolId, RegistryCredentialId, SandboxId, TemplateId, TenantId,
+};
 pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};

@@ -1,11 +1,13 @@
 //! The command line's grammar. What the commands do is in `commands`.
 
+mod build;
 mod catalogue;
 mod image;
 mod key;
 mod registry;
 mod sandbox;
 
+pub(crate) use build::*;
 pub(crate) use catalogue::*;
 pub(crate) use image::*;
 pub(crate) use key::*;
@@ -94,6 +96,8 @@ pub(crate) enum Command {
     Rm(Ids),
     /// Make an image of what a sandbox changed
     Commit(Commit),
+    /// Build an image from a Dockerfile
+    Build(Build),
     /// Show what happened
     Events(Events),
     /// Show what a sandbox uses

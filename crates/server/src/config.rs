@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sandbank_control::Settings;
+use sandbank_control::{BuildSettings, Settings};
 use sandbank_model::{ImageName, QuotaLimits};
 use serde::Deserialize;
 
@@ -62,6 +62,8 @@ pub(crate) struct ConfigFile {
     pub(crate) limits: Limits,
     /// Where images come from.
     pub(crate) images: Images,
+    /// Builds of images.
+    pub(crate) builds: Builds,
     /// The driver of Linux sandboxes.
     pub(crate) linux: Linux,
     /// Logging.
@@ -123,6 +125,37 @@ impl Default for Limits {
             retention: "168h".to_owned(),
             exec_output_bytes_max: 8 * 1024 * 1024,
             connections_max: 16_384,
+        }
+    }
+}
+
+/// Builds of images.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Builds {
+    /// Builds that are executed at the same time.
+    pub(crate) concurrency: usize,
+    /// Longest time of a build that asks for none, such as `20m`.
+    pub(crate) time: String,
+    /// Longest time that a build may ask for.
+    pub(crate) time_max: String,
+    /// Most MiB that the layers of one build may have.
+    pub(crate) layers_mib_max: u64,
+    /// Most MiB of one upload, unpacked.
+    pub(crate) context_mib_max: u64,
+    /// MiB of layers that are kept for later builds.
+    pub(crate) cache_mib_max: u64,
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self {
+            concurrency: 2,
+            time: "20m".to_owned(),
+            time_max: "1h".to_owned(),
+            layers_mib_max: 10 * 1024,
+            context_mib_max: 2 * 1024,
+            cache_mib_max: 20 * 1024,
         }
     }
 }
@@ -360,6 +393,20 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
         pulls: file.images.settings()?,
         // Known once the data directory is open.
         scratch_dir: PathBuf::new(),
+        builds: builds_of(&file.builds)?,
+    })
+}
+
+fn builds_of(builds: &Builds) -> Result<BuildSettings> {
+    let bytes = |mib: u64| mib.saturating_mul(1024 * 1024);
+    Ok(BuildSettings {
+        concurrency: positive("builds.concurrency", builds.concurrency)?,
+        time: duration("builds.time", &builds.time)?,
+        time_max: duration("builds.time_max", &builds.time_max)?,
+        layer_bytes_max: bytes(builds.layers_mib_max),
+        context_bytes_max: bytes(builds.context_mib_max),
+        cache_bytes_max: bytes(builds.cache_mib_max),
+        ..BuildSettings::default()
     })
 }
 

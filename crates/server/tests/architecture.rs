@@ -14,18 +14,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent-protocol", &[]),
     ("agent", &["agent-protocol"]),
     ("oci", &["model"]),
+    ("build", &["model"]),
     ("store", &["model"]),
     ("driver", &["agent-protocol", "model"]),
     ("driver-linux", &["agent-protocol", "driver", "model"]),
-    ("control", &["agent-protocol", "driver", "model", "oci", "store"]),
+    ("control", &["agent-protocol", "build", "driver", "model", "oci", "store"]),
     ("http", &["control", "model"]),
-    ("server", &["control", "driver", "driver-linux", "http", "model", "oci", "store"]),
+    ("server", &["build", "control", "driver", "driver-linux", "http", "model", "oci", "store"]),
     // A load generator speaks HTTP like any stranger; the driver lends it the kernel's floor to compare with.
     ("bench", &["driver-linux"]),
 ];
 /// A dialect knows the use cases and the plumbing; no store, no driver, no other dialect. `agent-protocol` is there for its
 /// words: the use cases take and give file metadata, exit statuses and the like in its types.
-const DIALECT_ALLOWED: &[&str] = &["agent-protocol", "control", "http", "model"];
+const DIALECT_ALLOWED: &[&str] = &["agent-protocol", "build", "control", "http", "model"];
 /// Foreign crates that belong behind one door each.
 const DOORS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),

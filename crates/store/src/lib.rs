@@ -12,8 +12,9 @@ pub use sqlite::SqliteStore;
 
 use async_trait::async_trait;
 use sandbank_model::{
-    Actor, ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool, PoolCounts, PoolId, PoolName,
-    RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    Actor, ApiKey, ApiKeyId, Build, BuildId, BuildLog, CachedStep, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool,
+    PoolCounts, PoolId, PoolName, RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId,
+    Timestamp, Usage,
 };
 
 /// What can go wrong in a store.
@@ -262,6 +263,27 @@ pub trait Store: Send + Sync + 'static {
     async fn registry_credential_list(&self, owners: &[Option<TenantId>]) -> Result<Vec<RegistryCredential>, StoreError>;
     /// Forgets an owner's credentials for a host. `Missing` when there are none.
     async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Result<Write<()>, StoreError>;
+    /// Adds a build or replaces the one of the same id. Its log stays as it is where none is given.
+    async fn build_put(&self, build: Build, log: Option<BuildLog>) -> Result<(), StoreError>;
+    /// One build.
+    async fn build_get(&self, id: BuildId) -> Result<Option<Build>, StoreError>;
+    /// The end of a build's log, as it was last put.
+    async fn build_log(&self, id: BuildId) -> Result<Option<BuildLog>, StoreError>;
+    /// Builds of a tenant, the newest first.
+    async fn build_list(&self, tenant: TenantId, page: PageRequest) -> Result<Page<Build>, StoreError>;
+    /// Builds of all tenants that have not ended, the oldest first: what recovery looks at.
+    async fn build_unfinished(&self) -> Result<Vec<Build>, StoreError>;
+    /// Forgets a build. Nothing happens when there is none.
+    async fn build_remove(&self, id: BuildId) -> Result<(), StoreError>;
+
+    /// Adds a cached step or replaces the one of the same tenant and key.
+    async fn cached_step_put(&self, step: CachedStep) -> Result<(), StoreError>;
+    /// One cached step.
+    async fn cached_step_get(&self, tenant: TenantId, key: &str) -> Result<Option<CachedStep>, StoreError>;
+    /// All cached steps, the longest unused first.
+    async fn cached_step_all(&self) -> Result<Vec<CachedStep>, StoreError>;
+    /// Forgets cached steps, by tenant and key.
+    async fn cached_step_remove(&self, steps: Vec<(TenantId, String)>) -> Result<(), StoreError>;
 
     /// Waits until everything written so far is on disk, and closes.
     async fn close(&self) -> Result<(), StoreError>;

@@ -1,6 +1,7 @@
 //! Between the wire and the model. Records are taken apart field by field, so that a new field in the model breaks the build
 //! here until somebody decides what this dialect does with it.
 
+mod build;
 mod fields;
 mod file;
 mod image;
@@ -14,6 +15,7 @@ mod sandbox;
 mod system;
 mod template;
 
+pub(crate) use build::*;
 pub(crate) use fields::*;
 pub(crate) use file::*;
 pub(crate) use image::*;

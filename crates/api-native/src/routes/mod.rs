@@ -1,6 +1,7 @@
 //! Handlers: parse, one call into `control`, convert.
 
 pub(crate) mod admin;
+pub(crate) mod builds;
 pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod images;

@@ -1,6 +1,7 @@
 //! The shapes on the wire. They know nothing of the model; `convert` does.
 
 mod admin;
+mod build;
 mod file;
 mod image;
 mod key;
@@ -13,6 +14,7 @@ mod system;
 mod template;
 
 pub(crate) use admin::*;
+pub(crate) use build::*;
 pub(crate) use file::*;
 pub(crate) use image::*;
 pub(crate) use key::*;

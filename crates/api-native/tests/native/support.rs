@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method, Request, StatusCode};
 use sandbank_api_native::{NativeSettings, router};
-use sandbank_control::{Background, Clock, Control, Entropy, SecretKey, Settings};
+use sandbank_control::{Background, BuildSettings, Clock, Control, Entropy, SecretKey, Settings};
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{QuotaLimits, Timestamp};
 use sandbank_store::SqliteStore;
@@ -95,6 +95,7 @@ impl Server {
             default_image: "host".parse().unwrap(),
             pulls: sandbank_control::PullSettings::default(),
             scratch_dir: std::env::temp_dir(),
+            builds: BuildSettings { contexts_dir: Some(dir.path().join("contexts")), ..BuildSettings::default() },
         };
         let numbers = Arc::new(Numbers(AtomicU64::new(1)));
         let key = SecretKey::new([7; 32]);

@@ -209,6 +209,7 @@ impl Inner {
         for sandbox in self.store.sandbox_live().await? {
             used.extend(sandbox.image.into_iter().flat_map(|image| image.layers).map(|layer| layer.id));
         }
+        used.extend(self.build_layers().await?);
         Ok(used)
     }
 }

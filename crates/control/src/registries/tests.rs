@@ -45,6 +45,7 @@ fn control(dir: &Path, key: u8) -> Control {
         default_image: "host".parse().unwrap(),
         pulls: crate::PullSettings::default(),
         scratch_dir: std::env::temp_dir(),
+        builds: crate::BuildSettings::default(),
     };
     let store = Arc::new(SqliteStore::open(dir.join("sandbank.db")).unwrap());
     let drivers: Vec<Arc<dyn sandbank_driver::Driver>> = vec![Arc::new(FakeDriver::new())];

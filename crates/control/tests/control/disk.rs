@@ -179,6 +179,39 @@ impl Store for DiskOf {
         self.space()?;
         self.store.registry_credential_delete(tenant, host).await
     }
+
+    async fn build_put(&self, build: Build, log: Option<BuildLog>) -> Answer<()> {
+        self.space()?;
+        self.store.build_put(build, log).await
+    }
+    async fn build_get(&self, id: BuildId) -> Answer<Option<Build>> {
+        self.store.build_get(id).await
+    }
+    async fn build_log(&self, id: BuildId) -> Answer<Option<BuildLog>> {
+        self.store.build_log(id).await
+    }
+    async fn build_list(&self, tenant: TenantId, page: PageRequest) -> Answer<Page<Build>> {
+        self.store.build_list(tenant, page).await
+    }
+    async fn build_unfinished(&self) -> Answer<Vec<Build>> {
+        self.store.build_unfinished().await
+    }
+    async fn build_remove(&self, id: BuildId) -> Answer<()> {
+        self.store.build_remove(id).await
+    }
+    async fn cached_step_put(&self, step: CachedStep) -> Answer<()> {
+        self.space()?;
+        self.store.cached_step_put(step).await
+    }
+    async fn cached_step_get(&self, tenant: TenantId, key: &str) -> Answer<Option<CachedStep>> {
+        self.store.cached_step_get(tenant, key).await
+    }
+    async fn cached_step_all(&self) -> Answer<Vec<CachedStep>> {
+        self.store.cached_step_all().await
+    }
+    async fn cached_step_remove(&self, steps: Vec<(TenantId, String)>) -> Answer<()> {
+        self.store.cached_step_remove(steps).await
+    }
     async fn close(&self) -> Answer<()> {
         self.store.close().await
     }

@@ -1,6 +1,7 @@
 //! Control over the SQLite store and the driver in memory: what it promises, under races, faults and restarts.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
+mod builds;
 mod claims;
 mod disk;
 mod faults;

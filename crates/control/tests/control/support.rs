@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sandbank_control::{
-    AdminKeyRequest, Background, Caller, Claim, Clock, Control, CreateSandbox, CreateSource, Entropy, Exec, KeyRequest,
-    LeaseRequest, PoolRequest, SandboxQuery, SandboxView, SecretKey, Settings, SpecChange, TemplateRequest, TemplateSource,
-    WhenEmpty,
+    AdminKeyRequest, Background, BuildSettings, Caller, Claim, Clock, Control, CreateSandbox, CreateSource, Entropy, Exec,
+    KeyRequest, LeaseRequest, PoolRequest, SandboxQuery, SandboxView, SecretKey, Settings, SpecChange, TemplateRequest,
+    TemplateSource, WhenEmpty,
 };
 use sandbank_driver::{FakeDriver, FakeFaults};
 use sandbank_model::{
@@ -66,6 +66,7 @@ pub fn settings() -> Settings {
         default_image: "host".parse().unwrap(),
         pulls: sandbank_control::PullSettings::default(),
         scratch_dir: std::env::temp_dir(),
+        builds: BuildSettings::default(),
     }
 }
 
@@ -100,6 +101,8 @@ impl World {
 
     async fn over(driver: FakeDriver, settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings;
+        settings.builds.contexts_dir.get_or_insert(dir.path().join("contexts"));
         let store = Arc::new(SqliteStore::open(dir.path().join("sandbank.db")).unwrap());
         let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
         let faults = driver.faults();

@@ -70,8 +70,7 @@ impl Child<'_> {
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
         match self.network {
             Some(network) => sys::setns(network, libc::CLONE_NEWNET).at("enter the network namespace")?,
-            // Without a range only the group 0 exists.
-            None => networks::furnish(if self.userns.is_some() { networks::EVERY_GROUP } else { "0 0" })?,
+            None => sys::loopback_up().at("bring the loopback interface up")?,
         }
         rustix::system::sethostname(self.order.hostname.as_bytes()).at("set the host name")?;
         let ids = match self.userns {
@@ -82,6 +81,7 @@ impl Child<'_> {
         mounts::isolate()?;
         mounts::root(self.dir, &self.order.root, &ids)?;
         mounts::system(&ids, self.order.limits().memory_bytes)?;
+        networks::open_ports(Path::new("proc"), if self.userns.is_some() { networks::EVERY_GROUP } else { networks::ONE_GROUP })?;
         mounts::pivot()?;
         self.become_agent()
     }

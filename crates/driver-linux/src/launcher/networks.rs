@@ -14,8 +14,9 @@ use crate::sys;
 
 /// Namespaces that wait, so that a few sandboxes in a row need not wait for theirs. Each takes some 100 KiB of kernel memory.
 const READY_MAX: usize = 4;
-/// `ping_group_range` for everybody.
+/// `ping_group_range` for everybody, and where only the group 0 exists.
 pub(super) const EVERY_GROUP: &str = "0 2147483647";
+pub(super) const ONE_GROUP: &str = "0 0";
 
 /// The stock.
 pub(super) struct Networks {
@@ -48,7 +49,8 @@ impl Networks {
 
     fn make(&self) -> Step<OwnedFd> {
         sys::unshare_namespaces(libc::CLONE_NEWNET).at("make a network namespace")?;
-        let made = furnish(EVERY_GROUP).and_then(|()| open_current().at("open the network namespace"));
+        let up = sys::loopback_up().at("bring the loopback interface up");
+        let made = up.and_then(|()| open_current().at("open the network namespace"));
         // Whatever went wrong: what is made next must not be made from within a sandbox's network.
         sys::setns(self.own.as_fd(), libc::CLONE_NEWNET).at("leave the network namespace")?;
         made
@@ -59,12 +61,12 @@ fn open_current() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Loopback up; every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the
-/// ids that may ping.
-pub(super) fn furnish(groups: &str) -> Step<()> {
-    sys::loopback_up().at("bring the loopback interface up")?;
+/// Every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the ids that may
+/// ping. `proc`: the sandbox's own. The host's would keep an entry of the same name for each namespace in one list, and looking it up
+/// would take longer the more sandboxes there are.
+pub(super) fn open_ports(proc: &Path, groups: &str) -> Step<()> {
     for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups)] {
-        match write_value(&Path::new("/proc/sys/net/ipv4").join(file), value) {
+        match write_value(&proc.join("sys/net/ipv4").join(file), value) {
             Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {}
             Err(errno) => return Err(errno).at("open the low ports"),
         }

@@ -1,5 +1,6 @@
 //! What the commands do.
 
+mod build;
 mod catalogue;
 mod cp;
 mod doctor;
@@ -57,6 +58,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Rm(ids) => sandboxes::each(&find()?, &ids.ids, sandboxes::Act::Release, json).await,
             Command::Renew(options) => sandboxes::renew(&find()?, &options, json).await,
             Command::Commit(options) => sandboxes::commit(&find()?, &options, json).await,
+            Command::Build(options) => build::run(&find()?, &options, json).await,
             Command::Events(options) => events::events(&find()?, &options, json).await,
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,
             Command::Pool(command) => pools::run(&find()?, command, json).await,

@@ -42,7 +42,8 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, 
     })?;
     let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-    let settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
+    let mut settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
+    settings.builds.contexts_dir = Some(data_dir.path().join("contexts"));
     let control = Control::new(Arc::clone(&store), drivers, clock, entropy, settings, secret_key);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;

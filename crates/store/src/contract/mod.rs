@@ -6,6 +6,7 @@
 // A broken rule is told by a panic, as in any test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod builds;
 mod credentials;
 mod events;
 mod fixture;
@@ -13,6 +14,7 @@ mod lists;
 mod objects;
 mod sandboxes;
 
+pub use builds::*;
 pub use credentials::*;
 pub use events::*;
 pub use fixture::{
@@ -47,6 +49,8 @@ macro_rules! store_contract {
             credentials_replace_those_of_their_host_and_owner,
             credentials_are_listed_by_host_for_these_owners,
             deleted_credentials_are_gone_for_their_owner_only,
+            a_build_is_replaced_by_id_and_keeps_its_log,
+            cached_steps_are_found_by_tenant_and_key,
             a_sandbox_is_read_as_it_was_written,
             a_sandbox_id_is_used_once,
             a_sandbox_update_is_conditional_on_the_generation,

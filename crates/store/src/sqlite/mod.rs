@@ -5,6 +5,7 @@
 //! somebody), and only then answers. What claims and authorised requests look at is kept in memory as well and changes after
 //! the commit. Everything else is read by a few connections of their own.
 
+mod builds;
 mod checkpoint;
 mod commits;
 mod credentials;
@@ -28,8 +29,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use sandbank_model::{
-    ApiKey, ApiKeyId, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName, QuotaLimits, RegistryCredential,
-    Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    ApiKey, ApiKeyId, Build, BuildId, BuildLog, CachedStep, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName,
+    QuotaLimits, RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
 };
 
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
@@ -356,6 +357,47 @@ impl Store for SqliteStore {
     async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Result<Write<()>, StoreError> {
         let host = host.to_owned();
         self.write(move |unit| unit.registry_credential_delete(tenant, &host)).await
+    }
+
+    async fn build_put(&self, build: Build, log: Option<BuildLog>) -> Result<(), StoreError> {
+        self.write(move |unit| unit.build_put(&build, log.as_ref())).await
+    }
+
+    async fn build_get(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
+        self.readers.read(move |conn| builds::one(conn, id)).await
+    }
+
+    async fn build_log(&self, id: BuildId) -> Result<Option<BuildLog>, StoreError> {
+        self.readers.read(move |conn| builds::log(conn, id)).await
+    }
+
+    async fn build_list(&self, tenant: TenantId, page: PageRequest) -> Result<Page<Build>, StoreError> {
+        self.readers.read(move |conn| builds::list(conn, tenant, page)).await
+    }
+
+    async fn build_unfinished(&self) -> Result<Vec<Build>, StoreError> {
+        self.readers.read(builds::unfinished).await
+    }
+
+    async fn build_remove(&self, id: BuildId) -> Result<(), StoreError> {
+        self.write(move |unit| unit.build_remove(id)).await
+    }
+
+    async fn cached_step_put(&self, step: CachedStep) -> Result<(), StoreError> {
+        self.write(move |unit| unit.cached_step_put(&step)).await
+    }
+
+    async fn cached_step_get(&self, tenant: TenantId, key: &str) -> Result<Option<CachedStep>, StoreError> {
+        let key = key.to_owned();
+        self.readers.read(move |conn| builds::cached_step(conn, tenant, &key)).await
+    }
+
+    async fn cached_step_all(&self) -> Result<Vec<CachedStep>, StoreError> {
+        self.readers.read(builds::cached_steps).await
+    }
+
+    async fn cached_step_remove(&self, steps: Vec<(TenantId, String)>) -> Result<(), StoreError> {
+        self.write(move |unit| unit.cached_step_remove(&steps)).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -131,6 +131,7 @@ impl Unit<'_> {
 
     pub(super) fn prune(&mut self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
         const DOING: &str = "pruning";
+        self.prune_builds(before, limit)?;
         let before = int(before.as_millis());
         let ended: Vec<(i64, String)> = self
             .conn
