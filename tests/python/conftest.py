@@ -31,6 +31,9 @@ startup_timeout = "2s"
 waiting_claims_max = 8
 [linux]
 disk_watch_period = "200ms"
+# Names that no image has are not looked for in the world.
+[images]
+pull = "never"
 """
 
 T = TypeVar("T")
