@@ -78,7 +78,8 @@ def test_a_full_disk_refuses_creations_loses_nothing_and_passes(cramped: Server)
         refused = [answer for answer in answers if answer.status_code != 201]
         assert refused, "a full disk takes everything"
         for answer in refused:
-            assert answer.status_code == 503 and "disk" in answer.text, answer.text
+            # The database says 503; where it has room in files that exist already, the driver says that the machine has none: 429.
+            assert answer.status_code in (429, 503) and "disk" in answer.text, answer.text
         assert api.run(kept, "cat /home/user/note")["stdout"] == "precious\n"
     finally:
         ballast.unlink()
