@@ -35,6 +35,22 @@ pub(crate) fn spawn_true(report: &mut Report, repeat: u32) {
     report.push(Row::durations("control: spawn /bin/true + wait", &samples));
 }
 
+/// Writing to memory for the first time, a page each. Some microseconds; on a virtual machine whose memory its host first has to
+/// find, tens of them, and every new sandbox takes some 300 pages.
+pub(crate) fn first_touch(report: &mut Report) {
+    const PAGE_BYTES: usize = 4096;
+    const PAGES: usize = 64 * 1024;
+    // Zeroed memory of this size is not there before it is written to.
+    let mut memory = vec![0u8; PAGE_BYTES * PAGES];
+    let begun = Instant::now();
+    for page in memory.chunks_mut(PAGE_BYTES) {
+        page[0] = 1;
+    }
+    let each_us = begun.elapsed().as_secs_f64() * 1e6 / PAGES as f64;
+    std::hint::black_box(memory);
+    report.push(Row::number("control: first touch of a page of memory", each_us, "us", PAGES as u64));
+}
+
 /// `runc` and `crun`, where installed: create + start `true` + delete on the same root filesystem as our `host` image.
 pub(crate) fn other_runtimes(report: &mut Report, settings: &Settings) {
     for runtime in ["runc", "crun"] {

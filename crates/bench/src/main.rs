@@ -138,6 +138,7 @@ async fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new();
     control::fork_wait(&mut report, options.repeat);
     control::spawn_true(&mut report, options.repeat);
+    control::first_touch(&mut report);
     if !options.no_others {
         control::other_runtimes(&mut report, &settings);
     }
@@ -170,5 +171,6 @@ async fn run(options: &Options) -> Result<Report> {
     }
     // The control once more: a machine that got slower in between shows here.
     control::fork_wait(&mut report, options.repeat);
+    control::first_touch(&mut report);
     Ok(report)
 }

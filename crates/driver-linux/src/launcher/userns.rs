@@ -1,6 +1,6 @@
-//! User namespaces, one for each range of 65,536 ids, made once and kept for reuse.
+//! User namespaces, one for each range of 65,536 ids, the last few kept for reuse.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -13,26 +13,29 @@ use super::step::{At, Step};
 use crate::ranges::{RANGE_IDS, range_first_id};
 use crate::sys::{self, Cloned};
 
-/// Most namespaces kept open. Each holds one descriptor.
-const KEPT_MAX: usize = 4096;
+/// Most namespaces kept open. Ranges given back last are given out first, so few are enough; and each holds a descriptor, which
+/// every sandbox's first process inherits and closes: with one for each living sandbox that took a tenth of making one more.
+const KEPT_MAX: usize = 32;
 
-/// The namespaces made so far, by range index.
+/// The namespaces used last, by range index, the newest at the end.
 #[derive(Debug, Default)]
 pub(crate) struct UserNamespaces {
-    made: HashMap<u32, Rc<OwnedFd>>,
+    kept: VecDeque<(u32, Rc<OwnedFd>)>,
 }
 
 impl UserNamespaces {
     /// The one of this range.
     pub(crate) fn get(&mut self, range: u32) -> Step<Rc<OwnedFd>> {
-        if let Some(made) = self.made.get(&range) {
-            return Ok(Rc::clone(made));
+        let known = self.kept.iter().position(|(theirs, _)| *theirs == range).and_then(|place| self.kept.remove(place));
+        let namespace = match known {
+            Some((_, namespace)) => namespace,
+            None => Rc::new(make(range)?),
+        };
+        if self.kept.len() == KEPT_MAX {
+            self.kept.pop_front();
         }
-        let fresh = Rc::new(make(range)?);
-        if self.made.len() < KEPT_MAX {
-            self.made.insert(range, Rc::clone(&fresh));
-        }
-        Ok(fresh)
+        self.kept.push_back((range, Rc::clone(&namespace)));
+        Ok(namespace)
     }
 }
 
