@@ -14,7 +14,7 @@ use sandbank_oci::{Digest, LayerBlob, Progress, Resolved, Source, decompress};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::control::Inner;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// Layers of one image that are read at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -151,8 +151,7 @@ impl Taking<'_> {
             self.progress.set(blob.diff_id, LayerState::Present, None);
             return Ok(layer);
         }
-        let closing = |_| Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment");
-        let place = Arc::clone(&self.inner.layer_places).acquire_owned().await.map_err(closing)?;
+        let place = Arc::clone(&self.inner.layer_places).acquire_owned().await.map_err(|_| Error::shutting_down())?;
         let reader = self.source.open(blob).await?;
         self.progress.set(blob.diff_id, LayerState::Taking, Some(&reader.progress()));
         let reader = Box::new(reader.into_blocking());
