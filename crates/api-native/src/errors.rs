@@ -71,6 +71,11 @@ impl ApiError {
         &self.body.error
     }
 
+    /// What the client is told, where it is a part of an answer.
+    pub(crate) fn into_body(self) -> ErrorBody {
+        *self.body
+    }
+
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status

@@ -10,7 +10,7 @@ use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required
 use utoipa::{Modify, OpenApi as _};
 
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
 };
 use crate::wire;
 
@@ -34,6 +34,7 @@ use crate::wire;
         templates::admin_create, templates::admin_update, templates::admin_delete,
         images::list, images::get, images::delete, images::export, images::import, images::usage, images::prune, pulls::pull,
         registries::login, registries::list, registries::logout,
+        snapshots::create, snapshots::fork, snapshots::list, snapshots::get, snapshots::delete,
         builds::upload, builds::create, builds::list, builds::get, builds::cancel, builds::logs, builds::clear_cache,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
         admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,

@@ -12,7 +12,7 @@ use sandbank_http::{REQUEST_ID, request_id};
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
 };
 use crate::session::RequestId;
 
@@ -46,6 +46,8 @@ fn sandbox_routes() -> Router<App> {
         .route("/v1/sandboxes/{id}/pause", post(sandboxes::pause))
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume))
         .route("/v1/sandboxes/{id}/commit", post(sandboxes::commit))
+        .route("/v1/sandboxes/{id}/snapshots", post(snapshots::create))
+        .route("/v1/sandboxes/{id}/fork", post(snapshots::fork))
         .route("/v1/sandboxes/{id}/metrics", get(sandboxes::metrics))
         .route("/v1/sandboxes/{id}/is_ready", get(sandboxes::is_ready))
         .route("/v1/sandboxes/{id}/logs", get(sandboxes::logs))
@@ -86,6 +88,9 @@ fn pool_routes() -> Router<App> {
         .route("/v1/sandbox-templates/{name}", get(templates::get).put(templates::update).delete(templates::delete))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(pulls::pull))
+        .route("/v1/snapshots", get(snapshots::list))
+        // A name has slashes, so that the rest of the path is one parameter.
+        .route("/v1/snapshots/{*name}", get(snapshots::get).delete(snapshots::delete))
         .route("/v1/registries", post(registries::login).get(registries::list))
         .route("/v1/registries/{host}", delete(registries::logout))
         // A name has slashes, so that the rest of the path is one parameter and ends with `/export` in a POST.

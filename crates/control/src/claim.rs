@@ -10,6 +10,7 @@ use sandbank_driver::Capability;
 use sandbank_model::{
     Actor, AssignmentId, Command, ExpiryAction, ImageName, Pool, PoolName, PoolState, Sandbox, SandboxSpec, State, StopCause,
 };
+use sandbank_oci::Credentials;
 use sandbank_store::{ClaimRequest, StoreError};
 
 use crate::control::{Control, Inner};
@@ -47,7 +48,8 @@ impl Inner {
         let other_image = |image: &ImageName| self.alias(image) != self.alias(pool_image(&pool));
         if let Some(image) = claim.image.filter(other_image) {
             let spec = SandboxSpec { image, ..pool.sandbox_spec() };
-            return Ok((self.create_for_claim(caller, &pool, spec, terms).await?, "created"));
+            let held = self.create_for_claim(caller, &pool, spec, terms, claim.image_credentials).await?;
+            return Ok((held, "created"));
         }
         let runtime = self.pools.get(pool.id);
         // Claims that wait come first, unless this one would not wait with them.
@@ -58,7 +60,10 @@ impl Inner {
         match claim.when_empty {
             WhenEmpty::Refuse => Err(self.no_idle(&pool).await),
             WhenEmpty::Wait(limit) => Ok((self.wait_for_warm(caller, &pool, &runtime, &terms, limit).await?, "waited")),
-            WhenEmpty::Create => Ok((self.create_for_claim(caller, &pool, pool.sandbox_spec(), terms).await?, "created")),
+            WhenEmpty::Create => {
+                let held = self.create_for_claim(caller, &pool, pool.sandbox_spec(), terms, claim.image_credentials).await?;
+                Ok((held, "created"))
+            }
         }
     }
 
@@ -153,9 +158,10 @@ impl Inner {
         pool: &Pool,
         spec: SandboxSpec,
         terms: LeaseTerms,
+        credentials: Option<Credentials>,
     ) -> Result<Held> {
         let layers = Arc::clone(&self.layers_in_use).read_owned().await;
-        let image = self.obtain_image(&spec.image, pool.tenant, None).await?;
+        let image = self.obtain_image(&spec.image, pool.tenant, credentials).await?;
         let order = order_of_pool(pool, spec, image, caller.actor());
         self.make_for_holder(order, terms, Some(pool.clone()), layers).await
     }

@@ -7,6 +7,7 @@ use sandbank_model::{PoolPolicies, SandboxSpec};
 use crate::control::{Control, Inner};
 use crate::limits::{check_lease, check_spec};
 use crate::make::{LeaseTerms, Order};
+use crate::snapshots::no_snapshot;
 use crate::types::{Caller, CreateSandbox, CreateSource, OwnerView, SandboxView, SpecChange};
 use crate::{Error, Result};
 
@@ -39,6 +40,11 @@ impl Inner {
     async fn spec_of(&self, caller: &Caller, source: CreateSource) -> Result<Source> {
         Ok(match source {
             CreateSource::Image(image) => (SandboxSpec::of_image(image), PoolPolicies::default(), None),
+            CreateSource::Snapshot(id_or_name) => {
+                let found = self.find_snapshot(caller.principal.tenant, &id_or_name).await?;
+                let snapshot = found.ok_or_else(|| no_snapshot(&id_or_name))?;
+                (snapshot.spec, PoolPolicies::default(), None)
+            }
             CreateSource::Spec(spec) => (*spec, PoolPolicies::default(), None),
             CreateSource::Template(name) => {
                 let found = self.visible_template(caller, &name).await?;

@@ -49,6 +49,7 @@ mod registries;
 mod runtimes;
 mod sandboxes;
 mod secrets;
+mod snapshots;
 mod start;
 mod streams;
 mod telemetry;

@@ -1,12 +1,12 @@
-//! Pause, resume, renew, release, commit.
+//! Pause, resume, renew, release.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbank_driver::{Capability, Driver, DriverError, Target};
+use sandbank_driver::{Driver, DriverError, Target};
 use sandbank_model::{
-    Actor, Command, DriverHandle, Event, EventKind, EventSeq, FailureReason, Image, ImageName, ImageSource, LeaseChange, Refusal,
-    Role, Sandbox, SandboxId, State, StopCause, Timeout,
+    Actor, Command, DriverHandle, Event, EventKind, EventSeq, FailureReason, LeaseChange, Refusal, Sandbox, SandboxId, State,
+    StopCause, Timeout,
 };
 
 use crate::control::{Control, Inner};
@@ -17,8 +17,6 @@ use crate::{Detail, Error, ErrorKind, Result, telemetry};
 
 /// Longest time for freezing or thawing.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for a commit.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl Control {
     /// Gives it back: answered when the record says `Stopping`; the destruction follows. Ended ones: NotFound.
@@ -115,39 +113,6 @@ impl Control {
             .await?;
         inner.activity.touch(id, inner.now());
         inner.view(renewed).await
-    }
-
-    /// Makes an image of what a running or paused sandbox has changed, owned by the sandbox's tenant.
-    pub async fn commit(&self, caller: &Caller, id: Id, name: ImageName) -> Result<Image> {
-        caller.require(Role::Member, "committing an image")?;
-        let inner = &self.inner;
-        let _exclusive = inner.sandbox_locks.lock(id).await;
-        let sandbox = inner.sandbox_of(caller, id).await?;
-        live_lease(&sandbox, inner.now())?;
-        if !matches!(sandbox.state, State::Running | State::Paused) {
-            return Err(Refusal::State { state: sandbox.state, wanted: "committed" }.into());
-        }
-        let base = sandbox.image.clone().ok_or_else(|| {
-            Error::new(ErrorKind::State, format!("sandbox {id} was made by an older sandbank that did not record its image"))
-        })?;
-        let (driver, handle) = inner.target_of(&sandbox)?;
-        driver.capabilities().require(Capability::Commit)?;
-        let layers = inner.layers_in_use.read().await;
-        let made = tokio::time::timeout(COMMIT_TIMEOUT, driver.commit(Target { id, handle: &handle }, &base)).await;
-        let made = made.map_err(|_| Error::new(ErrorKind::Unavailable, "the commit did not end in time"))??;
-        let image = Image {
-            name: name.clone(),
-            tenant: Some(sandbox.tenant),
-            layers: made.layers,
-            on_host: made.on_host,
-            config: made.config,
-            source: ImageSource::Committed { sandbox: id.to_string() },
-            created_at: inner.now(),
-        };
-        let image = inner.record_image(image, layers).await?;
-        inner.store.event_append(event_of(&sandbox, EventKind::Committed(name.to_string()), caller.actor(), inner.now())).await?;
-        inner.activity.touch(id, inner.now());
-        Ok(image)
     }
 }
 

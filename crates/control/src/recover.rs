@@ -43,7 +43,7 @@ impl Control {
             inner.recover_driver(driver, sandboxes, &mut recovery).await?;
         }
         inner.recover_builds().await?;
-        inner.collect_layers_later();
+        inner.keep_collecting_layers();
         tracing::info!(
             adopted = recovery.adopted,
             lost = recovery.lost,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EventSeq, ExpiryCause, FailureReason, PoolId, SandboxId, StopCause, TenantId, Timestamp};
+use crate::{EventSeq, ExpiryCause, FailureReason, PoolId, SandboxId, SnapshotId, StopCause, TenantId, Timestamp};
 
 /// Who caused an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,10 @@ pub enum EventKind {
     OutOfMemory,
     /// Its file system was committed to an image of this name.
     Committed(String),
+    /// A snapshot of this id was taken of its file system.
+    Snapshotted(SnapshotId),
+    /// So many others were made of its file system.
+    Forked(u32),
     /// A pool was made.
     PoolCreated,
     /// A pool's settings changed.
@@ -84,6 +88,8 @@ impl EventKind {
             Self::CommandExited(_) => "command-exited",
             Self::OutOfMemory => "out-of-memory",
             Self::Committed(_) => "committed",
+            Self::Snapshotted(_) => "snapshotted",
+            Self::Forked(_) => "forked",
             Self::PoolCreated => "pool-created",
             Self::PoolUpdated => "pool-updated",
             Self::PoolScaled(..) => "pool-scaled",

@@ -68,6 +68,10 @@ id!(
     SandboxId
 );
 id!(
+    /// One snapshot of a sandbox.
+    SnapshotId
+);
+id!(
     /// One pool. A pool deleted and made again under the same name has another id.
     PoolId
 );

@@ -15,6 +15,7 @@ mod pool;
 mod registry;
 mod resources;
 mod sandbox;
+mod snapshot;
 mod state;
 mod template;
 mod tenant;
@@ -23,7 +24,8 @@ mod time;
 pub use build::{Build, BuildFailure, BuildLevel, BuildLine, BuildLog, BuildPart, BuildState, BuildSteps, CachedStep};
 pub use event::{Actor, Event, EventKind};
 pub use ids::{
-    ApiKeyId, AssignmentId, BuildId, EventSeq, ParseIdError, PoolId, RegistryCredentialId, SandboxId, TemplateId, TenantId,
+    ApiKeyId, AssignmentId, BuildId, EventSeq, ParseIdError, PoolId, RegistryCredentialId, SandboxId, SnapshotId, TemplateId,
+    TenantId,
 };
 pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
@@ -36,6 +38,7 @@ pub use pool::{
 pub use registry::{CredentialKind, RegistryCredential, Sealed};
 pub use resources::{QuotaExceeded, QuotaLimits, Resources, Usage};
 pub use sandbox::{DriverHandle, ExitInfo, Failure, FailureReason, Sandbox, StopCause};
+pub use snapshot::{Snapshot, SnapshotName};
 pub use state::{Command, Refusal, State, transition};
 pub use template::{
     EnvMap, PortSpec, Probe, Runtime, SandboxSpec, SemVer, StringMap, Template, TemplateRef, TemplateSpec, Visibility,

@@ -6,6 +6,7 @@ mod image;
 mod key;
 mod registry;
 mod sandbox;
+mod snapshot;
 
 pub(crate) use build::*;
 pub(crate) use catalogue::*;
@@ -13,6 +14,7 @@ pub(crate) use image::*;
 pub(crate) use key::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;
+pub(crate) use snapshot::*;
 
 use std::path::PathBuf;
 
@@ -96,6 +98,11 @@ pub(crate) enum Command {
     Rm(Ids),
     /// Make an image of what a sandbox changed
     Commit(Commit),
+    /// Make sandboxes of what another one's file system is now, and print their ids
+    Fork(Fork),
+    /// Manage snapshots: what sandboxes' file systems were
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Build an image from a Dockerfile
     Build(Build),
     /// Show what happened

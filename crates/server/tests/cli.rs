@@ -199,6 +199,40 @@ fn what_a_sandbox_changed_becomes_an_image() {
 }
 
 #[test]
+fn a_snapshot_and_forks_carry_on_from_a_sandboxs_files() {
+    if !can_run() {
+        return;
+    }
+    let server = Server::start();
+    server.pool("base", 1);
+    let id = server.claim("base");
+    let count = |of: &str| server.words(&["exec", of, "--", "sh", "-c", "echo x >> /srv/count; wc -l < /srv/count"]).ok();
+    assert_eq!(count(&id).trim(), "1");
+    let snapshot = server.words(&["snapshot", "create", &id, "work:one"]).ok();
+    assert_eq!(count(&id).trim(), "2", "it goes on");
+    let forks = server.words(&["fork", &id, "-n", "2", "--timeout", "5m"]).ok();
+    let forks: Vec<&str> = forks.lines().collect();
+    assert_eq!(forks.len(), 2, "{forks:?}");
+    for fork in &forks {
+        assert_eq!(count(fork).trim(), "3");
+    }
+    assert_eq!(count(&id).trim(), "3", "each counts for itself");
+    for name in ["work:one", snapshot.trim()] {
+        assert_eq!(server.words(&["run", "--image", name, "--", "wc", "-l", "/srv/count"]).ok().trim(), "1 /srv/count");
+    }
+    // A pool of it has it ready, and keeps it.
+    server.words(&["pool", "create", "warm", "--image", "work:one", "--replicas", "1"]).ok();
+    assert_eq!(server.words(&["run", "warm", "--", "wc", "-l", "/srv/count"]).ok().trim(), "1 /srv/count");
+    assert!(server.cli("snapshot list").ok().contains("work:one"));
+    let refused = server.cli("snapshot delete work:one").fails(1);
+    assert!(refused.contains("work:one is in use by"), "{refused}");
+    server.cli("pool delete warm").ok();
+    wait_for("nothing to use it", || (server.cli("snapshot delete work:one").code == 0).then_some(()));
+    server.words(&["run", "--image", snapshot.trim(), "--", "true"]).fails(125);
+    server.finish();
+}
+
+#[test]
 fn a_root_file_system_is_imported_from_a_directory_and_from_an_archive() {
     if !can_run() {
         return;

@@ -13,8 +13,8 @@ pub use sqlite::SqliteStore;
 use async_trait::async_trait;
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, Build, BuildId, BuildLog, CachedStep, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool,
-    PoolCounts, PoolId, PoolName, RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId,
-    Timestamp, Usage,
+    PoolCounts, PoolId, PoolName, RegistryCredential, Sandbox, SandboxId, Snapshot, SnapshotId, SnapshotName, State, Template,
+    TemplateId, Tenant, TenantId, Timestamp, Usage,
 };
 
 /// What can go wrong in a store.
@@ -250,6 +250,24 @@ pub trait Store: Send + Sync + 'static {
     async fn image_all(&self) -> Result<Vec<Image>, StoreError>;
     /// Forgets an image. `Missing` when there is none.
     async fn image_delete(&self, tenant: Option<TenantId>, name: &ImageName) -> Result<Write<()>, StoreError>;
+
+    /// Adds a snapshot. Its name, if it has one, is taken from the tenant's snapshot that had it, which stays without one.
+    async fn snapshot_put(&self, snapshot: Snapshot) -> Result<(), StoreError>;
+    /// A tenant's snapshot.
+    async fn snapshot_get(&self, tenant: TenantId, id: SnapshotId) -> Result<Option<Snapshot>, StoreError>;
+    /// A tenant's snapshot that has this name now.
+    async fn snapshot_named(&self, tenant: TenantId, name: &SnapshotName) -> Result<Option<Snapshot>, StoreError>;
+    /// Snapshots of a tenant, the newest first; with `sandbox` only those of this one.
+    async fn snapshot_list(
+        &self,
+        tenant: TenantId,
+        sandbox: Option<SandboxId>,
+        page: PageRequest,
+    ) -> Result<Page<Snapshot>, StoreError>;
+    /// Snapshots of all tenants: what garbage collection looks at.
+    async fn snapshot_all(&self) -> Result<Vec<Snapshot>, StoreError>;
+    /// Forgets a tenant's snapshot. `Missing` when there is none.
+    async fn snapshot_delete(&self, tenant: TenantId, id: SnapshotId) -> Result<Write<()>, StoreError>;
 
     /// Keeps a registry's credentials, in place of those of the same host and owner, which are returned.
     async fn registry_credential_put(&self, credential: RegistryCredential) -> Result<Option<RegistryCredential>, StoreError>;

@@ -121,7 +121,8 @@ async fn a_database_from_before_credentials_is_migrated_with_all_it_holds() {
     store.image_put(image(None, "base", 7)).await.unwrap();
     store.close().await.unwrap();
     drop(store);
-    let before = "DROP TABLE registry_credential; DROP TABLE build; DROP TABLE build_step; PRAGMA user_version = 1;";
+    let before =
+        "DROP TABLE registry_credential; DROP TABLE build; DROP TABLE build_step; DROP TABLE snapshot; PRAGMA user_version = 1;";
     Connection::open(&path).unwrap().execute_batch(before).unwrap();
     let store = open(&path);
     assert_eq!(store.image_all().await.unwrap(), [image(None, "base", 7)]);

@@ -12,6 +12,7 @@ mod process;
 mod pull;
 mod registry;
 mod sandbox;
+mod snapshot;
 mod system;
 mod template;
 
@@ -25,6 +26,7 @@ pub(crate) use process::*;
 pub(crate) use pull::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;
+pub(crate) use snapshot::*;
 pub(crate) use system::*;
 pub(crate) use template::*;
 

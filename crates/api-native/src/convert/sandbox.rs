@@ -32,6 +32,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         container_images,
         image_pull_secret,
         template_name,
+        snapshot,
         labels: label_map,
         annotations,
         metadata,
@@ -65,11 +66,15 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
     let given = fields.given();
     let changes = fields.change()?;
     let Some(pool) = pool_name.filter(|name| !name.is_empty()) else {
-        let source = create_source(image, template_name)?;
+        let source = create_source(image, template_name, snapshot)?;
         return Ok(Wanted::Create(Box::new(CreateSandbox { source, changes, lease, driver: None, image_credentials })));
     };
     if template_name.is_some() {
         return Err(ApiError::bad_request("poolName and templateName exclude each other: a pool has its template"));
+    }
+    if snapshot.is_some() {
+        let hint = "make a pool whose image is the snapshot, or leave poolName out";
+        return Err(ApiError::bad_request(format!("poolName and snapshot exclude each other: {hint}")));
     }
     if let Some(field) = given {
         // A warm sandbox is what its pool made it: nothing of it can be changed by a claim.
@@ -84,7 +89,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         Some(wire::WhenEmptyWire::Create) => WhenEmpty::Create,
     };
     let image = image.map(|image| image_name("image", &image)).transpose()?;
-    Ok(Wanted::Claim(Box::new(Claim { pool: named.value, image, when_empty, lease }), named.cluster))
+    Ok(Wanted::Claim(Box::new(Claim { pool: named.value, image, image_credentials, when_empty, lease }), named.cluster))
 }
 
 fn chosen_image(image: Option<String>, by_container: Option<wire::TextMap>) -> ApiResult<Option<String>> {
@@ -95,18 +100,19 @@ fn chosen_image(image: Option<String>, by_container: Option<wire::TextMap>) -> A
     Ok(by_container.into_values().next().or(image).filter(|image| !image.is_empty()))
 }
 
-fn create_source(image: Option<String>, template: Option<String>) -> ApiResult<CreateSource> {
-    match (image, template) {
-        (Some(_), Some(_)) => Err(ApiError::bad_request("image and templateName exclude each other: give one of them")),
-        (Some(image), None) => Ok(CreateSource::Image(image_name("image", &image)?)),
-        (None, Some(template)) => {
+fn create_source(image: Option<String>, template: Option<String>, snapshot: Option<String>) -> ApiResult<CreateSource> {
+    match (image, template, snapshot) {
+        (Some(image), None, None) => Ok(CreateSource::Image(image_name("image", &image)?)),
+        (None, Some(template), None) => {
             let name = PoolName::parse("template", &template)
                 .map_err(|error| ApiError::bad_request(format!("templateName: {error}")))?;
             Ok(CreateSource::Template(name))
         }
-        (None, None) => {
-            Err(ApiError::bad_request("poolName is required (or image, or templateName, for a sandbox without a pool)"))
+        (None, None, Some(snapshot)) => Ok(CreateSource::Snapshot(snapshot)),
+        (None, None, None) => {
+            Err(ApiError::bad_request("poolName is required (or image, templateName or snapshot, for a sandbox without a pool)"))
         }
+        _ => Err(ApiError::bad_request("image, templateName and snapshot exclude each other: give one of them")),
     }
 }
 

@@ -67,6 +67,8 @@ fn event_detail(kind: &EventKind) -> Option<String> {
         EventKind::Failed(reason) => reason.as_str().to_owned(),
         EventKind::CommandExited(code) => format!("exit code {code}"),
         EventKind::Committed(image) => format!("image {image}"),
+        EventKind::Snapshotted(snapshot) => format!("snapshot {snapshot}"),
+        EventKind::Forked(count) => format!("{count} forks"),
         EventKind::PoolScaled(from, to) => format!("replicas {from} to {to}"),
         EventKind::Created
         | EventKind::Ready

@@ -11,6 +11,7 @@ pub(crate) mod ports;
 pub(crate) mod pulls;
 pub(crate) mod registries;
 pub(crate) mod sandboxes;
+pub(crate) mod snapshots;
 pub(crate) mod sockets;
 pub(crate) mod streams;
 pub(crate) mod system;

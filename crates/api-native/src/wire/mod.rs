@@ -10,6 +10,7 @@ mod process;
 mod pull;
 mod registry;
 mod sandbox;
+mod snapshot;
 mod system;
 mod template;
 
@@ -23,6 +24,7 @@ pub(crate) use process::*;
 pub(crate) use pull::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;
+pub(crate) use snapshot::*;
 pub(crate) use system::*;
 pub(crate) use template::*;
 

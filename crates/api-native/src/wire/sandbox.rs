@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{ImagePullSecret, TextMap};
 
-/// Claim a sandbox of a pool, or (without `poolName`) make one of `image` or `templateName`.
+/// Claim a sandbox of a pool, or (without `poolName`) make one of `image`, `templateName` or `snapshot`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CreateSandboxRequest {
@@ -19,11 +19,14 @@ pub(crate) struct CreateSandboxRequest {
     pub image: Option<String>,
     /// Image by container name; beats `image`. A sandbox has one container, so at most one entry.
     pub container_images: Option<TextMap>,
-    /// For the registry of the image of a sandbox without a pool, should it have to be pulled: one entry. Not kept.
+    /// For the image's registry, should the image have to be pulled: one entry. Not kept.
     pub image_pull_secret: Option<ImagePullSecret>,
     /// Template of a sandbox without a pool.
     #[schema(max_length = 63)]
     pub template_name: Option<String>,
+    /// Snapshot, by id or name, of a sandbox without a pool: it is as the sandbox was that the snapshot was taken of.
+    #[schema(max_length = 255)]
+    pub snapshot: Option<String>,
     /// Labels.
     pub labels: Option<TextMap>,
     /// Annotations.

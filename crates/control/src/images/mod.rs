@@ -26,6 +26,8 @@ pub use usage::{ImageUsage, ImagesUsage, Pruned};
 const HOST_IMAGE: &str = "host";
 /// Pools that are read at once.
 const PAGE: u32 = 500;
+/// Layers are collected so often in any case: a fork's go with the last sandbox that was made of them.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// Layers are collected again after so long when something held them.
 const COLLECT_RETRY: Duration = Duration::from_secs(10);
 
@@ -56,7 +58,7 @@ impl Control {
         if image.source == ImageSource::Host {
             return Err(Error::invalid(format!("image {name} is built in and cannot be deleted")));
         }
-        if let Some(user) = inner.image_user(&image).await? {
+        if let Some(user) = inner.image_user(&image, |name| *name == image.name || inner.alias(name) == image.name).await? {
             return Err(Error::new(ErrorKind::Conflict, format!("image {name} is in use by {user}: delete that first")));
         }
         match inner.store.image_delete(image.tenant, name).await? {
@@ -75,8 +77,8 @@ impl Inner {
         meant.and_then(|meant| meant.parse().ok()).unwrap_or_else(|| name.clone())
     }
 
-    /// A tenant's own image of this very name comes before an alias: an alias is only a default. What was pulled is found by
-    /// every spelling of its name.
+    /// A tenant's own image of this very name comes before an alias: an alias is only a default. Then come snapshots, by id or name.
+    /// What was pulled is found by every spelling of its name.
     pub(crate) async fn find_image(&self, name: &ImageName, tenant: TenantId) -> Result<Option<Image>> {
         if let Some(image) = self.store.image_get(tenant, name).await? {
             return Ok(Some(image));
@@ -84,6 +86,9 @@ impl Inner {
         let meant = self.alias(name);
         if meant != *name {
             return Ok(self.store.image_get(tenant, &meant).await?);
+        }
+        if let Some(snapshot) = self.find_snapshot(tenant, name.as_str()).await? {
+            return Ok(Some(snapshot.image));
         }
         match self.pulled_name(name).filter(|pulled| pulled != name) {
             Some(pulled) => Ok(self.store.image_get(tenant, &pulled).await?),
@@ -117,11 +122,10 @@ impl Inner {
         self.pull(tenant, pull).await
     }
 
-    /// What keeps an image from being deleted.
-    async fn image_user(&self, image: &Image) -> Result<Option<String>> {
+    /// What keeps an image from being deleted: whatever names it (`means`), and live sandboxes that were made of it.
+    pub(crate) async fn image_user(&self, image: &Image, means: impl Fn(&ImageName) -> bool) -> Result<Option<String>> {
         // A tenant's image can only be meant by that tenant's objects.
         let owned_by = |tenant: Option<TenantId>| image.tenant.is_none() || tenant == image.tenant;
-        let means = |name: &ImageName| *name == image.name || self.alias(name) == image.name;
         for sandbox in self.store.sandbox_live().await? {
             if sandbox.image.as_ref().is_some_and(|used| used.name == image.name && used.tenant == image.tenant) {
                 return Ok(Some(format!("sandbox {}", sandbox.id)));
@@ -197,6 +201,17 @@ impl Inner {
         });
     }
 
+    /// Collects layers for as long as the server runs.
+    pub(crate) fn keep_collecting_layers(self: &Arc<Self>) {
+        self.collect_layers_later();
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            while inner.tasks.sleep(COLLECT_EVERY).await {
+                inner.collect_layers_later();
+            }
+        });
+    }
+
     /// `false`: somebody is making or resolving layers just now.
     async fn collect_layers(&self) -> Result<bool> {
         // Never waited for: a waiting writer would hold up every create behind a long import.
@@ -210,11 +225,14 @@ impl Inner {
         Ok(true)
     }
 
-    /// Layers that images and live sandboxes are made of.
+    /// Layers that images, snapshots, live sandboxes and cached steps are made of.
     async fn used_layers(&self) -> Result<BTreeSet<String>> {
         let mut used = BTreeSet::new();
         for image in self.store.image_all().await? {
             used.extend(image.layers.into_iter().map(|layer| layer.id));
+        }
+        for snapshot in self.store.snapshot_all().await? {
+            used.extend(snapshot.image.layers.into_iter().map(|layer| layer.id));
         }
         for sandbox in self.store.sandbox_live().await? {
             used.extend(sandbox.image.into_iter().flat_map(|image| image.layers).map(|layer| layer.id));

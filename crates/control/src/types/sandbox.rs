@@ -43,6 +43,8 @@ pub struct Claim {
     pub pool: PoolName,
     /// Another image than the pool's: such a sandbox is made on demand from the pool's template, not taken warm.
     pub image: Option<ImageName>,
+    /// For the image's registry, should one be made and its image have to be pulled. Not kept.
+    pub image_credentials: Option<sandbank_oci::Credentials>,
     /// What to do when none is warm.
     pub when_empty: WhenEmpty,
     /// What is personalised.
@@ -82,8 +84,19 @@ pub enum CreateSource {
     Image(ImageName),
     /// A template by name.
     Template(PoolName),
+    /// A snapshot, by id or name: as the sandbox was that it was taken of.
+    Snapshot(String),
     /// Everything given.
     Spec(Box<SandboxSpec>),
+}
+
+/// Sandboxes to make of another's file system.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    /// How many, from 1 to 100.
+    pub count: u32,
+    /// What is personalised. Metadata, labels and annotations that are empty are the original's; environment is added to its.
+    pub lease: LeaseRequest,
 }
 
 /// What a create call changes in the spec.

@@ -146,7 +146,8 @@ async fn a_cancelled_build_and_one_beyond_its_time_leave_nothing() {
     let owner = world.owner("u").await;
     let slow = dockerfile("made:1", "FROM host\nRUN sleep 1000\n");
     let build = world.control.build_start(&owner, slow.clone()).await.unwrap();
-    eventually("its sandbox is there", || async { world.store_live().await.len() == 1 }).await;
+    let running = || async { world.store_live().await.first().is_some_and(|sandbox| sandbox.lease.is_some()) };
+    eventually("its sandbox runs", running).await;
     let shown = &world.store_live().await[0];
     assert_eq!(shown.lease.as_ref().map(|lease| lease.metadata["sandbank.build"].clone()), Some(build.id.to_string()));
     let cancelled = world.control.build_cancel(&owner, build.id).await.unwrap();

@@ -180,6 +180,27 @@ impl Store for DiskOf {
         self.store.registry_credential_delete(tenant, host).await
     }
 
+    async fn snapshot_put(&self, snapshot: Snapshot) -> Answer<()> {
+        self.space()?;
+        self.store.snapshot_put(snapshot).await
+    }
+    async fn snapshot_get(&self, tenant: TenantId, id: SnapshotId) -> Answer<Option<Snapshot>> {
+        self.store.snapshot_get(tenant, id).await
+    }
+    async fn snapshot_named(&self, tenant: TenantId, name: &SnapshotName) -> Answer<Option<Snapshot>> {
+        self.store.snapshot_named(tenant, name).await
+    }
+    async fn snapshot_list(&self, tenant: TenantId, of: Option<SandboxId>, page: PageRequest) -> Answer<Page<Snapshot>> {
+        self.store.snapshot_list(tenant, of, page).await
+    }
+    async fn snapshot_all(&self) -> Answer<Vec<Snapshot>> {
+        self.store.snapshot_all().await
+    }
+    async fn snapshot_delete(&self, tenant: TenantId, id: SnapshotId) -> Answer<Write<()>> {
+        self.space()?;
+        self.store.snapshot_delete(tenant, id).await
+    }
+
     async fn build_put(&self, build: Build, log: Option<BuildLog>) -> Answer<()> {
         self.space()?;
         self.store.build_put(build, log).await

@@ -13,4 +13,5 @@ mod pools;
 mod random;
 mod recovery;
 mod registries;
+mod snapshots;
 mod support;

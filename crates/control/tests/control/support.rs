@@ -254,7 +254,7 @@ pub fn image(name: &str) -> ImageName {
 }
 
 pub fn claim(pool: &str, when_empty: WhenEmpty) -> Claim {
-    Claim { pool: pool_name(pool), image: None, when_empty, lease: LeaseRequest::default() }
+    Claim { pool: pool_name(pool), image: None, image_credentials: None, when_empty, lease: LeaseRequest::default() }
 }
 
 pub fn create() -> CreateSandbox {

@@ -13,6 +13,7 @@ mod pull;
 mod registries;
 mod run;
 mod sandboxes;
+mod snapshots;
 
 pub(crate) use env::quoted;
 
@@ -58,6 +59,8 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Rm(ids) => sandboxes::each(&find()?, &ids.ids, sandboxes::Act::Release, json).await,
             Command::Renew(options) => sandboxes::renew(&find()?, &options, json).await,
             Command::Commit(options) => sandboxes::commit(&find()?, &options, json).await,
+            Command::Fork(options) => snapshots::fork(&find()?, &options, json).await,
+            Command::Snapshot(command) => snapshots::snapshot(&find()?, command, json).await,
             Command::Build(options) => build::run(&find()?, &options, json).await,
             Command::Events(options) => events::events(&find()?, &options, json).await,
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,

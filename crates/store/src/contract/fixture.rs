@@ -9,8 +9,8 @@ use std::time::Duration;
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, CredentialKind, DriverHandle, Event, EventKind, EventSeq,
     ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState,
-    QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing, State,
-    Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
+    QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing,
+    SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
 };
 
 use crate::{ClaimRequest, PageRequest, SandboxFilter, Store, Write};
@@ -55,6 +55,12 @@ pub fn tenant(name: &str) -> Tenant {
         quota: QuotaLimits::default(),
         created_at: now,
     }
+}
+
+/// A new snapshot's id.
+#[must_use]
+pub fn snapshot_id(now: Timestamp) -> SnapshotId {
+    SnapshotId::new(now, random())
 }
 
 /// A key of a tenant, of a hash of its own.

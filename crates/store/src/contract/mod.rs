@@ -13,17 +13,19 @@ mod fixture;
 mod lists;
 mod objects;
 mod sandboxes;
+mod snapshots;
 
 pub use builds::*;
 pub use credentials::*;
 pub use events::*;
 pub use fixture::{
-    Clock, apply, claim_request, credential, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, template,
-    tenant, warm,
+    Clock, apply, claim_request, credential, event_of, image, key, lease, pool, pool_event, ready, recount, sandbox, snapshot_id,
+    template, tenant, warm,
 };
 pub use lists::*;
 pub use objects::*;
 pub use sandboxes::*;
+pub use snapshots::*;
 
 /// Stamps one test for each rule of the contract. The calling crate needs tokio with `macros` and `rt-multi-thread`.
 #[macro_export]
@@ -51,6 +53,8 @@ macro_rules! store_contract {
             deleted_credentials_are_gone_for_their_owner_only,
             a_build_is_replaced_by_id_and_keeps_its_log,
             cached_steps_are_found_by_tenant_and_key,
+            a_snapshot_is_its_tenants_until_it_is_deleted,
+            a_snapshots_name_goes_to_the_newest_that_is_given_it,
             a_sandbox_is_read_as_it_was_written,
             a_sandbox_id_is_used_once,
             a_sandbox_update_is_conditional_on_the_generation,

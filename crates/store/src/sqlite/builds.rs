@@ -1,14 +1,15 @@
 //! Builds and cached steps: nothing of them is kept in memory.
 
-use rusqlite::{Connection, OptionalExtension, Params, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use sandbank_model::{Build, BuildId, BuildLog, CachedStep, TenantId, Timestamp};
-use serde::de::DeserializeOwned;
 
 use super::error::{Doing, decode, encode, int};
+use super::read::records;
 use super::unit::Unit;
 use crate::{Page, PageRequest, StoreError};
 
 const READING: &str = "reading builds";
+const KIND: &str = "build";
 
 impl Unit<'_> {
     pub(super) fn build_put(&mut self, build: &Build, log: Option<&BuildLog>) -> Result<(), StoreError> {
@@ -66,15 +67,8 @@ impl Unit<'_> {
     }
 }
 
-/// The records that a statement finds, in its order.
-fn records<T: DeserializeOwned>(conn: &Connection, sql: &str, params: impl Params) -> Result<Vec<T>, StoreError> {
-    let texts: Vec<String> =
-        conn.prepare_cached(sql).and_then(|mut select| select.query_map(params, |row| row.get(0))?.collect()).doing(READING)?;
-    texts.iter().map(|text| decode("build", || "?".to_owned(), text)).collect()
-}
-
 pub(super) fn one(conn: &Connection, id: BuildId) -> Result<Option<Build>, StoreError> {
-    Ok(records(conn, "SELECT record FROM build WHERE id = ?1", [id.uuid().as_bytes()])?.pop())
+    Ok(records(conn, KIND, READING, "SELECT record FROM build WHERE id = ?1", [id.uuid().as_bytes()])?.pop())
 }
 
 pub(super) fn log(conn: &Connection, id: BuildId) -> Result<Option<BuildLog>, StoreError> {
@@ -82,7 +76,7 @@ pub(super) fn log(conn: &Connection, id: BuildId) -> Result<Option<BuildLog>, St
         .prepare_cached("SELECT log FROM build WHERE id = ?1")
         .and_then(|mut select| select.query_row([id.uuid().as_bytes()], |row| row.get(0)).optional())
         .doing(READING)?;
-    text.flatten().map(|text| decode("build", || id.to_string(), &text)).transpose()
+    text.flatten().map(|text| decode(KIND, || id.to_string(), &text)).transpose()
 }
 
 pub(super) fn list(conn: &Connection, tenant: TenantId, page: PageRequest) -> Result<Page<Build>, StoreError> {
@@ -91,6 +85,8 @@ pub(super) fn list(conn: &Connection, tenant: TenantId, page: PageRequest) -> Re
         conn.query_row("SELECT COUNT(*) FROM build WHERE tenant = ?1", [owner.as_bytes()], |row| row.get(0)).doing(READING)?;
     let items = records(
         conn,
+        KIND,
+        READING,
         "SELECT record FROM build WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2 OFFSET ?3",
         params![owner.as_bytes(), page.limit, int(page.offset)],
     )?;
@@ -98,14 +94,14 @@ pub(super) fn list(conn: &Connection, tenant: TenantId, page: PageRequest) -> Re
 }
 
 pub(super) fn unfinished(conn: &Connection) -> Result<Vec<Build>, StoreError> {
-    records(conn, "SELECT record FROM build WHERE ended = 0 ORDER BY id", [])
+    records(conn, KIND, READING, "SELECT record FROM build WHERE ended = 0 ORDER BY id", [])
 }
 
 pub(super) fn cached_step(conn: &Connection, tenant: TenantId, key: &str) -> Result<Option<CachedStep>, StoreError> {
     let sql = "SELECT record FROM build_step WHERE tenant = ?1 AND key = ?2";
-    Ok(records(conn, sql, params![tenant.uuid().as_bytes(), key])?.pop())
+    Ok(records(conn, KIND, READING, sql, params![tenant.uuid().as_bytes(), key])?.pop())
 }
 
 pub(super) fn cached_steps(conn: &Connection) -> Result<Vec<CachedStep>, StoreError> {
-    records(conn, "SELECT record FROM build_step ORDER BY used_at, key", [])
+    records(conn, KIND, READING, "SELECT record FROM build_step ORDER BY used_at, key", [])
 }

@@ -19,6 +19,7 @@ mod read;
 mod sandboxes;
 mod schema;
 mod shelf;
+mod snapshots;
 mod unit;
 mod writer;
 
@@ -30,7 +31,8 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use sandbank_model::{
     ApiKey, ApiKeyId, Build, BuildId, BuildLog, CachedStep, Event, EventSeq, Image, ImageName, KeyHash, Pool, PoolId, PoolName,
-    QuotaLimits, RegistryCredential, Sandbox, SandboxId, State, Template, TemplateId, Tenant, TenantId, Timestamp, Usage,
+    QuotaLimits, RegistryCredential, Sandbox, SandboxId, Snapshot, SnapshotId, SnapshotName, State, Template, TemplateId, Tenant,
+    TenantId, Timestamp, Usage,
 };
 
 use crate::{ClaimRequest, EventFilter, Insert, Page, PageRequest, PoolSummary, SandboxFilter, Store, StoreError, Write};
@@ -357,6 +359,36 @@ impl Store for SqliteStore {
     async fn registry_credential_delete(&self, tenant: Option<TenantId>, host: &str) -> Result<Write<()>, StoreError> {
         let host = host.to_owned();
         self.write(move |unit| unit.registry_credential_delete(tenant, &host)).await
+    }
+
+    async fn snapshot_put(&self, snapshot: Snapshot) -> Result<(), StoreError> {
+        self.write(move |unit| unit.snapshot_put(&snapshot)).await
+    }
+
+    async fn snapshot_get(&self, tenant: TenantId, id: SnapshotId) -> Result<Option<Snapshot>, StoreError> {
+        self.readers.read(move |conn| snapshots::one(conn, tenant, id)).await
+    }
+
+    async fn snapshot_named(&self, tenant: TenantId, name: &SnapshotName) -> Result<Option<Snapshot>, StoreError> {
+        let name = name.clone();
+        self.readers.read(move |conn| snapshots::named(conn, tenant, &name)).await
+    }
+
+    async fn snapshot_list(
+        &self,
+        tenant: TenantId,
+        sandbox: Option<SandboxId>,
+        page: PageRequest,
+    ) -> Result<Page<Snapshot>, StoreError> {
+        self.readers.read(move |conn| snapshots::list(conn, tenant, sandbox, page)).await
+    }
+
+    async fn snapshot_all(&self) -> Result<Vec<Snapshot>, StoreError> {
+        self.readers.read(snapshots::all).await
+    }
+
+    async fn snapshot_delete(&self, tenant: TenantId, id: SnapshotId) -> Result<Write<()>, StoreError> {
+        self.write(move |unit| unit.snapshot_delete(tenant, id)).await
     }
 
     async fn build_put(&self, build: Build, log: Option<BuildLog>) -> Result<(), StoreError> {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Params, params_from_iter};
 use sandbank_model::{Event, Sandbox, SandboxId, State, Template, TemplateId, Timestamp};
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -246,4 +247,17 @@ pub(super) fn template_by_id(conn: &Connection, id: TemplateId) -> Result<Option
         .and_then(|mut select| select.query_row([id.uuid().as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .doing("reading a template")?;
     found.map(|(name, text)| decode("template", || name, &text)).transpose()
+}
+
+/// The records of one kind that a statement finds, in its order. `doing` says in an error what they were read for.
+pub(super) fn records<T: DeserializeOwned>(
+    conn: &Connection,
+    kind: &'static str,
+    doing: &'static str,
+    sql: &str,
+    params: impl Params,
+) -> Result<Vec<T>, StoreError> {
+    let texts: Vec<String> =
+        conn.prepare_cached(sql).and_then(|mut select| select.query_map(params, |row| row.get(0))?.collect()).doing(doing)?;
+    texts.iter().map(|text| decode(kind, || "?".to_owned(), text)).collect()
 }

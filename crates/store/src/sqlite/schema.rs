@@ -11,10 +11,11 @@ use super::error::Doing;
 use crate::StoreError;
 
 /// Migration `n` (from 1) brings the schema from version `n - 1` to `n`; `user_version` says where a database stands.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/0001_initial.sql"),
     include_str!("migrations/0002_registry_credentials.sql"),
     include_str!("migrations/0003_builds.sql"),
+    include_str!("migrations/0004_snapshots.sql"),
 ];
 const STATEMENTS_KEPT: usize = 64;
 const BUSY_WAIT: Duration = Duration::from_secs(5);
