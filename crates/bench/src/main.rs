@@ -60,6 +60,14 @@ enum Row {
     Restart,
     /// File write and read through the API.
     Files,
+    /// Create from an image of several layers, beside `host`.
+    Layers,
+    /// Pull and unpack from a registry on this machine, beside skopeo and umoci.
+    Pull,
+    /// Commit of a sandbox with 100 MiB of changes.
+    Commit,
+    /// A build whose every step is in the cache.
+    Build,
 }
 
 /// Measures Sandbank.
@@ -122,6 +130,42 @@ fn main() -> ExitCode {
     }
 }
 
+/// The rows in the order in which they are measured, as they are called where one fails.
+const ROWS: [(Row, &str); 13] = [
+    (Row::Create, "create without a pool"),
+    (Row::ClaimExec, "claim + first true"),
+    (Row::Exec, "exec true"),
+    (Row::Pause, "pause and resume"),
+    (Row::Files, "files"),
+    (Row::Layers, "create from layers"),
+    (Row::Commit, "commit"),
+    (Row::Build, "unchanged build"),
+    (Row::Pull, "pull"),
+    (Row::Churn, "create + destroy"),
+    (Row::Claim, "claim"),
+    (Row::Idle, "idle sandboxes"),
+    (Row::Restart, "restart"),
+];
+
+async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
+    match row {
+        Row::All => Ok(Vec::new()),
+        Row::Create => rows::create(settings).await,
+        Row::ClaimExec => rows::claim_exec(settings).await,
+        Row::Exec => rows::exec(settings).await,
+        Row::Pause => rows::pause(settings).await,
+        Row::Files => rows::files(settings).await,
+        Row::Layers => rows::layers(settings).await,
+        Row::Commit => rows::commit(settings).await,
+        Row::Build => rows::build(settings).await,
+        Row::Pull => rows::pull(settings).await,
+        Row::Churn => rows::churn(settings).await,
+        Row::Claim => rows::claim(settings).await,
+        Row::Idle => rows::idle(settings).await,
+        Row::Restart => rows::restart(settings).await,
+    }
+}
+
 async fn run(options: &Options) -> Result<Report> {
     let wanted = |row: Row| options.rows.contains(&Row::All) || options.rows.contains(&row);
     let binary = server::find_binary(options.server.as_deref())?;
@@ -142,32 +186,10 @@ async fn run(options: &Options) -> Result<Report> {
     if !options.no_others {
         control::other_runtimes(&mut report, &settings);
     }
-    if wanted(Row::Create) {
-        report.attempt("create without a pool", rows::create(&settings)).await;
-    }
-    if wanted(Row::ClaimExec) {
-        report.attempt("claim + first true", rows::claim_exec(&settings)).await;
-    }
-    if wanted(Row::Exec) {
-        report.attempt("exec true", rows::exec(&settings)).await;
-    }
-    if wanted(Row::Pause) {
-        report.attempt("pause and resume", rows::pause(&settings)).await;
-    }
-    if wanted(Row::Files) {
-        report.attempt("files", rows::files(&settings)).await;
-    }
-    if wanted(Row::Churn) {
-        report.attempt("create + destroy", rows::churn(&settings)).await;
-    }
-    if wanted(Row::Claim) {
-        report.attempt("claim", rows::claim(&settings)).await;
-    }
-    if wanted(Row::Idle) {
-        report.attempt("idle sandboxes", rows::idle(&settings)).await;
-    }
-    if wanted(Row::Restart) {
-        report.attempt("restart", rows::restart(&settings)).await;
+    for (row, name) in ROWS {
+        if wanted(row) {
+            report.attempt(name, measure(row, &settings)).await;
+        }
     }
     // The control once more: a machine that got slower in between shows here.
     control::fork_wait(&mut report, options.repeat);

@@ -37,6 +37,9 @@ pub(crate) fn find_binary(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
+/// The configuration's file in the data directory.
+const CONFIG: &str = "bench.toml";
+
 /// A running server.
 pub(crate) struct Server {
     child: Child,
@@ -52,12 +55,13 @@ enum Data {
 }
 
 impl Server {
-    /// Starts one and waits until it serves.
-    pub(crate) async fn start(binary: &Path, data_dir: Option<&Path>) -> Result<Self> {
+    /// Starts one with this configuration and waits until it serves.
+    pub(crate) async fn start(binary: &Path, data_dir: Option<&Path>, config: &str) -> Result<Self> {
         let data = match data_dir {
             Some(path) => Data::Given(path.to_owned()),
             None => Data::Temporary(tempfile::Builder::new().prefix("sandbank-bench-").tempdir()?),
         };
+        std::fs::write(data.path().join(CONFIG), config)?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let key = fresh_key()?;
         let child = spawn(binary, data.path(), address, &key)?;
@@ -77,6 +81,25 @@ impl Server {
 
     pub(crate) async fn client(&self) -> Result<Client> {
         Client::connect(self.address, &self.key).await
+    }
+
+    /// Forgets the server's highest use of memory so far; what it uses now, bytes.
+    pub(crate) fn memory_begin(&self) -> Result<u64> {
+        // 5: reset the peak resident set size (proc_pid_clear_refs(5)).
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?;
+        self.memory("VmRSS:")
+    }
+
+    /// Most memory that the server used since, bytes.
+    pub(crate) fn memory_peak(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).ok_or_else(|| BenchError::new(format!("no {field} in the server's status")))
     }
 
     pub(crate) fn census(&self) -> Census {
@@ -160,6 +183,8 @@ fn spawn(binary: &Path, data: &Path, address: SocketAddr, key: &str) -> Result<C
     let child = Command::new(binary)
         .args(["serve", "--listen", &address.to_string(), "--data-dir"])
         .arg(data)
+        .arg("--config")
+        .arg(data.join(CONFIG))
         .env("SANDBANK_ADMIN_KEY", key)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

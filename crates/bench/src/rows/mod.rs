@@ -4,6 +4,8 @@ mod churn;
 mod claim;
 mod files;
 mod idle;
+mod images;
+mod pull;
 mod restart;
 mod single;
 
@@ -11,6 +13,8 @@ pub(crate) use churn::churn;
 pub(crate) use claim::claim;
 pub(crate) use files::files;
 pub(crate) use idle::idle;
+pub(crate) use images::{build, commit, layers};
+pub(crate) use pull::pull;
 pub(crate) use restart::restart;
 pub(crate) use single::{claim_exec, create, exec, pause};
 
@@ -40,7 +44,12 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) async fn server(&self) -> Result<Server> {
-        Server::start(&self.binary, self.data_dir.as_deref()).await
+        self.server_with("").await
+    }
+
+    /// A server with this configuration.
+    pub(crate) async fn server_with(&self, config: &str) -> Result<Server> {
+        Server::start(&self.binary, self.data_dir.as_deref(), config).await
     }
 }
 
