@@ -196,6 +196,26 @@ async fn a_fork_bomb_hits_the_limit_of_processes_and_the_agent_still_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_spared_when_memory_runs_out_does_not_spare_its_sandboxes() {
+    const OWN: &str = "/proc/self/oom_score_adj";
+    if !can_run() {
+        return;
+    }
+    let before = std::fs::read_to_string(OWN).unwrap();
+    if std::fs::write(OWN, "-300").is_err() {
+        eprintln!("skipped: this user may not be spared");
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.create().await;
+    std::fs::write(OWN, before.trim()).unwrap();
+    let first = format!("/proc/{}/oom_score_adj", host_pid(fixture.data.path(), sandbox.id));
+    assert_eq!(std::fs::read_to_string(first).unwrap(), "0\n");
+    let output = fixture.shell(&sandbox, "echo -200 > /proc/self/oom_score_adj").await;
+    assert_ne!(output.code(), Some(0), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_the_first_process_is_told_and_leaves_something_to_destroy() {
     if !can_run() {
         return;
@@ -228,6 +248,9 @@ async fn a_creation_that_nobody_waits_for_any_more_leaves_nothing() {
             fixture.driver().destroy(id).await.unwrap();
         }
     }
+    // The launcher takes one order after another: when this one is made the others have been begun, however slow the machine.
+    let last = fixture.create().await;
+    fixture.driver().destroy(last.id).await.unwrap();
     fixture.expect_back_to(&before).await;
 }
 

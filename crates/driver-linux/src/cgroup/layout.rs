@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
 use sandbank_model::{Resources, SandboxId};
 
+use super::place::{Place, writable};
 use super::{SandboxCgroups, write_value};
 
 /// The controllers that a sandbox needs, by their names in cgroup v1. `freezer` is part of the core of cgroup v2.
@@ -18,8 +18,18 @@ const V2_WANTED: [&str; 3] = ["memory", "pids", "cpu"];
 pub(crate) struct CgroupBase {
     /// What each v1 hierarchy's directory is, by controller.
     v1: Vec<(&'static str, PathBuf)>,
-    /// The cgroup v2 directory, and the wanted controllers that it can give to sandboxes.
-    v2: Option<(PathBuf, Vec<&'static str>)>,
+    /// What there is of cgroup v2.
+    v2: Option<Unified>,
+}
+
+/// The cgroup v2 directory of one driver instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Unified {
+    dir: PathBuf,
+    /// The wanted controllers that it can give to sandboxes.
+    controllers: Vec<&'static str>,
+    /// What it lies below.
+    place: Place,
 }
 
 /// One cgroup directory to make for a sandbox.
@@ -35,34 +45,49 @@ pub(crate) struct CgroupOrder {
     pub(crate) kept: bool,
 }
 
+impl CgroupOrder {
+    /// Makes the directory again that this one is made in, after somebody tidied up.
+    pub(crate) fn make_above(&self) -> std::io::Result<()> {
+        let Some(instance) = self.dir.parent() else { return Ok(()) };
+        make_all(instance)?;
+        if self.v2 {
+            let controllers = self.writes.iter().filter_map(|(file, _)| file.split_once('.')).map(|(controller, _)| controller);
+            for controller in controllers {
+                for dir in [instance.parent(), Some(instance)].into_iter().flatten() {
+                    Place::hand_on(dir, controller)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl CgroupBase {
     /// Reads the two files of the calling process. Finds nothing where no hierarchy is mounted.
     pub(crate) fn detect(instance: &str) -> Self {
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut base = Self::parse(&mountinfo, &own, instance);
-        if let Some((dir, controllers)) = &mut base.v2 {
-            // `<own>/sandbank/<instance>`: what may be enabled is what the own cgroup has.
-            let own_dir = dir.parent().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
-            let available = std::fs::read_to_string(own_dir.join("cgroup.controllers")).unwrap_or_default();
-            let available: BTreeSet<&str> = available.split_whitespace().collect();
-            controllers.retain(|name| available.contains(name));
-        }
+        let (mut base, top) = Self::parse(&mountinfo, &own, instance);
+        let own = base.v2.take().zip(top);
+        base.v2 = own.map(|(v2, top)| Unified::below(Place::find(&top, &v2.place.dir, &v2.controllers), instance));
         base
     }
 
-    /// The pure part of [`CgroupBase::detect`].
-    fn parse(mountinfo: &str, own: &str, instance: &str) -> Self {
+    /// The pure part of [`CgroupBase::detect`]: the own cgroups, and where cgroup v2 is mounted.
+    fn parse(mountinfo: &str, own: &str, instance: &str) -> (Self, Option<PathBuf>) {
         let mut base = Self::default();
+        let mut top = None;
         for mount in mountinfo.lines().filter_map(CgroupMount::parse) {
-            let below = |own_path: &str| mount.directory_of(own_path).join("sandbank").join(instance);
             if mount.v2 {
                 let line = own.lines().find_map(|line| line.strip_prefix("0::"));
                 if let (Some(path), None) = (line, &base.v2) {
-                    base.v2 = Some((below(path), V2_WANTED.to_vec()));
+                    let place = Place { dir: mount.directory_of(path), controllers: V2_WANTED.to_vec(), ..Place::default() };
+                    base.v2 = Some(Unified::below(place, instance));
+                    top = Some(mount.point);
                 }
                 continue;
             }
+            let below = |own_path: &str| mount.directory_of(own_path).join("sandbank").join(instance);
             for wanted in V1_WANTED {
                 if mount.options.iter().any(|option| option == wanted)
                     && !base.v1.iter().any(|(name, _)| *name == wanted)
@@ -73,10 +98,10 @@ impl CgroupBase {
             }
         }
         // A controller bound to a v1 hierarchy is not available in v2; the kernel's own list says so, but tests have none.
-        if let Some((_, controllers)) = &mut base.v2 {
-            controllers.retain(|name| !base.v1.iter().any(|(v1, _)| v1 == name));
+        if let Some(v2) = &mut base.v2 {
+            v2.controllers.retain(|name| !base.v1.iter().any(|(v1, _)| v1 == name));
         }
-        base
+        (base, top)
     }
 
     fn v1_dir(&self, controller: &str) -> Option<&PathBuf> {
@@ -86,7 +111,7 @@ impl CgroupBase {
     /// The v2 directory, if sandboxes need one: for a controller that v1 does not have, or as the freezer.
     fn v2_dir(&self) -> Option<&PathBuf> {
         let needed = |controllers: &[&str]| !controllers.is_empty() || self.v1_dir("freezer").is_none();
-        self.v2.as_ref().filter(|(_, controllers)| needed(controllers)).map(|(dir, _)| dir)
+        self.v2.as_ref().filter(|v2| needed(&v2.controllers)).map(|v2| &v2.dir)
     }
 
     /// All directories that sandboxes' directories are made in, each once.
@@ -98,7 +123,7 @@ impl CgroupBase {
     /// Makes the directories and, in v2, enables the controllers for sandboxes. Directories that cannot be made (not root, not
     /// delegated) are dropped: their limits are then not enforced.
     pub(crate) fn prepare(&mut self) {
-        self.v1.retain(|(_, dir)| std::fs::create_dir_all(dir).is_ok() && writable(dir));
+        self.v1.retain(|(_, dir)| make_all(dir).is_ok() && writable(dir));
         self.prepare_v2();
         self.give_way();
     }
@@ -107,17 +132,18 @@ impl CgroupBase {
         if self.v2_dir().is_none() {
             self.v2 = None;
         }
-        let Some((dir, controllers)) = &mut self.v2 else { return };
-        if std::fs::create_dir_all(&*dir).is_err() || !writable(dir) {
+        let Some(v2) = &mut self.v2 else { return };
+        if !Place::may_be_used(&v2.place.dir) || make_all(&v2.dir).is_err() {
             self.v2 = None;
             return;
         }
-        let (own, parent) = (dir.parent().and_then(Path::parent), dir.parent());
+        if !v2.controllers.is_empty() {
+            v2.place.vacate();
+        }
+        let Unified { dir, controllers, place } = v2;
         controllers.retain(|name| {
-            let enable = |dir: Option<&Path>| {
-                dir.is_some_and(|dir| write_value(&dir.join("cgroup.subtree_control"), &format!("+{name}")).is_ok())
-            };
-            enable_in_own(own, name) && enable(parent) && enable(Some(dir))
+            let path = [Some(place.dir.as_path()), dir.parent(), Some(dir)];
+            path.into_iter().flatten().all(|dir| Place::hand_on(dir, name).is_ok())
         });
     }
 
@@ -128,7 +154,7 @@ impl CgroupBase {
         for (_, dir) in &self.v1 {
             let _ = all(dir, "cpu.shares").filter(|file| file.exists()).map(|file| write_value(&file, "256"));
         }
-        if let Some((dir, _)) = &self.v2 {
+        if let Some(Unified { dir, .. }) = &self.v2 {
             let _ = all(dir, "cpu.weight").filter(|file| file.exists()).map(|file| write_value(&file, "25"));
         }
     }
@@ -144,7 +170,7 @@ impl CgroupBase {
     /// Whether a limit can be enforced: "memory", "pids" or "cpu"; or whether "freezer" works.
     pub(crate) fn enforces(&self, controller: &str) -> bool {
         self.v1_dir(controller).is_some()
-            || self.v2.as_ref().is_some_and(|(_, controllers)| controller == "freezer" || controllers.contains(&controller))
+            || self.v2.as_ref().is_some_and(|v2| controller == "freezer" || v2.controllers.contains(&controller))
     }
 
     /// The directories of one sandbox.
@@ -162,7 +188,7 @@ impl CgroupBase {
 
     /// What to make and write for a sandbox with these cgroups and limits. `kept`: they come from the stock.
     pub(crate) fn orders(&self, groups: &SandboxCgroups, limits: &Resources, kept: bool) -> Vec<CgroupOrder> {
-        let has_v2 = |name: &str| self.v2.as_ref().is_some_and(|(_, controllers)| controllers.contains(&name));
+        let has_v2 = |name: &str| self.v2.as_ref().is_some_and(|v2| v2.controllers.contains(&name));
         let entry = |file: &str, value: String| (file.to_owned(), value);
         let mut orders: Vec<CgroupOrder> = Vec::new();
         for dir in groups.directories() {
@@ -192,29 +218,29 @@ impl CgroupBase {
     }
 }
 
+/// Makes a directory and those above it, also while other servers remove theirs.
+fn make_all(dir: &Path) -> std::io::Result<()> {
+    /// Somebody who removes the empty directory above loses against somebody who makes one in it, sooner or later.
+    const TRIES: u32 = 20;
+    let mut made = std::fs::create_dir_all(dir);
+    for _ in 1..TRIES {
+        match &made {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => made = std::fs::create_dir_all(dir),
+            _ => break,
+        }
+    }
+    made
+}
+
 /// Processor time in each period of 100 ms, microseconds; the kernel takes no less than 1000.
 pub(super) fn cpu_quota_us(limits: &Resources) -> String {
     (u64::from(limits.cpu_millis) * 100).max(1000).to_string()
 }
 
-/// Enables a controller in our own cgroup. A cgroup that holds processes cannot give controllers on (unless it is the root), so
-/// when it refuses, this process first moves into a leaf of its own.
-fn enable_in_own(own: Option<&Path>, name: &str) -> bool {
-    let Some(own) = own else { return false };
-    let control = own.join("cgroup.subtree_control");
-    let enable = || write_value(&control, &format!("+{name}"));
-    match enable() {
-        Err(Errno::BUSY) => {
-            let leaf = own.join("sandbank-server");
-            let moved = std::fs::create_dir_all(&leaf).is_ok() && write_value(&leaf.join("cgroup.procs"), "0").is_ok();
-            moved && enable().is_ok()
-        }
-        result => result.is_ok(),
+impl Unified {
+    fn below(place: Place, instance: &str) -> Self {
+        Self { dir: place.dir.join("sandbank").join(instance), controllers: place.controllers.clone(), place }
     }
-}
-
-fn writable(dir: &Path) -> bool {
-    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// The own path in the v1 hierarchy of a controller: the third field of `4:memory:/path`.
@@ -278,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_hybrid_layout_uses_the_v1_hierarchies_and_leaves_v2_alone() {
-        let base = CgroupBase::parse(HYBRID_MOUNTS, HYBRID_OWN, "x1");
+        let base = CgroupBase::parse(HYBRID_MOUNTS, HYBRID_OWN, "x1").0;
         let groups = base.sandbox(id());
         assert_eq!(groups.memory.unwrap(), PathBuf::from(format!("/sys/fs/cgroup/memory/a/b/sandbank/x1/{}", id())));
         assert_eq!(groups.cpu, groups.cpuacct);
@@ -290,7 +316,7 @@ mod tests {
     #[test]
     fn a_pure_v2_layout_uses_one_directory_for_everything() {
         let mounts = "25 20 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let base = CgroupBase::parse(mounts, "0::/system.slice/sandbank.service\n", "x1");
+        let base = CgroupBase::parse(mounts, "0::/system.slice/sandbank.service\n", "x1").0;
         let orders = base.orders(&base.sandbox(id()), &Resources::DEFAULT, false);
         assert_eq!(orders.len(), 1);
         assert!(orders[0].v2);
@@ -303,13 +329,13 @@ mod tests {
     #[test]
     fn a_mount_that_shows_only_a_part_of_the_hierarchy_is_resolved_from_its_root() {
         let mounts = "25 20 0:22 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw\n";
-        let base = CgroupBase::parse(mounts, "0::/docker/abc\n", "x1");
+        let base = CgroupBase::parse(mounts, "0::/docker/abc\n", "x1").0;
         assert_eq!(base.directories(), [PathBuf::from("/sys/fs/cgroup/sandbank/x1")]);
     }
 
     #[test]
     fn without_any_cgroup_mount_nothing_is_enforced_and_nothing_is_made() {
-        let base = CgroupBase::parse("22 27 0:21 / /proc rw - proc proc rw\n", "0::/\n", "x1");
+        let base = CgroupBase::parse("22 27 0:21 / /proc rw - proc proc rw\n", "0::/\n", "x1").0;
         assert!(base.directories().is_empty());
         assert!(!base.enforces("memory") && !base.enforces("freezer"));
     }

@@ -1,6 +1,7 @@
 //! Control groups of sandboxes: limits, freezing, counters, killing and removal, in cgroup v1, v2 and hybrid layouts.
 
 mod layout;
+mod place;
 mod stock;
 
 use std::os::unix::ffi::OsStrExt as _;

@@ -145,10 +145,14 @@ fn enter_cgroup(order: &CgroupOrder) -> Step<()> {
 
 /// Makes one cgroup directory and writes its limits.
 pub(super) fn make_cgroup(order: &CgroupOrder) -> Step<()> {
-    match rustix::fs::mkdir(&order.dir, Mode::from_raw_mode(0o755)) {
+    let make = || rustix::fs::mkdir(&order.dir, Mode::from_raw_mode(0o755));
+    match make() {
         Ok(()) | Err(Errno::EXIST) => {}
         // Somebody tidied up the empty directory above it.
-        Err(Errno::NOENT) => fs::create_dir_all(&order.dir).at("make a cgroup")?,
+        Err(Errno::NOENT) => {
+            order.make_above().at("make the cgroup above")?;
+            make().at("make a cgroup")?;
+        }
         Err(errno) => return Err(errno).at("make a cgroup"),
     }
     for (file, value) in &order.writes {

@@ -58,6 +58,17 @@ fn may_raise_priority() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// A server may be spared when the machine runs out of memory (`OOMScoreAdjust=` of systemd). Sandboxes inherit from the launcher,
+/// and what root has raised they cannot lower again: without this, whatever runs in them could be spared in place of the host's
+/// own programs. Without root there is no such protection to give up.
+fn give_up_protection() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let protected = std::fs::read_to_string(SCORE).is_ok_and(|score| score.starts_with('-'));
+    if protected {
+        let _ = std::fs::write(SCORE, "0");
+    }
+}
+
 /// Network namespaces belong to whoever makes them; only root's own may be entered by sandboxes of other ranges of ids.
 fn may_prepare_networks() -> bool {
     rustix::process::geteuid().is_root()
@@ -89,6 +100,7 @@ impl Launcher {
         if may_raise_priority() {
             let _ = rustix::process::setpriority_process(None, LAUNCHER_NICE);
         }
+        give_up_protection();
         let own = rustix::process::getpid();
         let own_pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).at("open its own pidfd")?;
         let agent = sealed_agent().at("seal the agent's program")?;
