@@ -89,6 +89,25 @@ fn marks_become_overlayfs_s_whichever_comes_first() {
 }
 
 #[test]
+fn the_last_member_about_a_directory_counts() {
+    let data = Data::new();
+    let mut builder = Builder::new(Vec::new());
+    for (name, mode) in [("./", 0o700), ("etc/", 0o700), ("etc/new/", 0o500), ("etc/", 0o751), ("./", 0o755)] {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(mode);
+        header.set_size(0);
+        header.set_mtime(u64::from(mode));
+        builder.append_data(&mut header, name, &[][..]).unwrap();
+    }
+    let tree = tree_of(&data, &add(&data, &builder.into_inner().unwrap()).unwrap());
+    for (name, mode) in [("", 0o755), ("etc", 0o751), ("etc/new", 0o500)] {
+        let found = fs::metadata(tree.join(name)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (mode, i64::from(mode)), "{name}");
+    }
+}
+
+#[test]
 fn a_rootfs_may_have_names_that_look_like_marks() {
     let data = Data::new();
     let layers = data.import_tar(&archive(&[("bin/", ""), ("bin/.wh.x", "a file")])).unwrap();
