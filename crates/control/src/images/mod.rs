@@ -62,12 +62,23 @@ impl Control {
             Write::Updated(()) | Write::Refused(()) => {}
             Write::Missing => return Err(missing()),
         }
+        inner.release_layers(&image).await?;
         inner.collect_layers_later();
         Ok(())
     }
 }
 
 impl Inner {
+    /// An image's record is gone: its layers are no longer spared for being new. Those of an image that is deleted soon after it was
+    /// pulled, committed or built would stay for an hour.
+    pub(crate) async fn release_layers(&self, image: &Image) -> Result<()> {
+        let ids: Vec<String> = image.layers.iter().map(|layer| layer.id.clone()).collect();
+        for driver in self.drivers.values() {
+            driver.release_layers(ids.clone()).await?;
+        }
+        Ok(())
+    }
+
     /// The name that is meant. Aliases are followed once.
     pub(crate) fn alias(&self, name: &ImageName) -> ImageName {
         let meant = self.settings.image_aliases.get(name.as_str());
