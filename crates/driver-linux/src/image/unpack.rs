@@ -281,6 +281,7 @@ impl<'a> Unpacker<'a> {
         match self.open_dir(parent) {
             Ok(dir) => return Ok(dir),
             Err(Errno::NOENT) => {}
+            Err(Errno::NOTDIR) if self.replace_whiteouts(parent).map_err(failed(|| format!("unpack {}", shown(name))))? => {}
             Err(Errno::NOTDIR) => return Err(refused("a part of its path is a file")),
             Err(Errno::LOOP) => return Err(refused("a part of its path is a link that leads in a circle")),
             Err(Errno::NAMETOOLONG) => return Err(refused("its path is too long")),
@@ -299,6 +300,25 @@ impl<'a> Unpacker<'a> {
             above.push(part);
         }
         self.open_dir(parent).map_err(|_| refused("a part of its path is a link that leads nowhere"))
+    }
+
+    /// Where this layer took a directory away and now fills it without naming it, a new one comes in its place that hides the old one.
+    /// False: there is no such whiteout on the path.
+    fn replace_whiteouts(&self, path: &Path) -> Result<bool, Errno> {
+        for whiteout in path.ancestors().filter(|path| path.file_name().is_some()) {
+            let Ok(above) = self.open_dir(whiteout.parent().unwrap_or(Path::new(""))) else { continue };
+            let name = whiteout.file_name().unwrap_or_default();
+            let found = rustix::fs::statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(found.st_mode) != FileType::CharacterDevice {
+                return Ok(false);
+            }
+            rustix::fs::unlinkat(&above, name, AtFlags::empty())?;
+            rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
+            rustix::fs::chmodat(&above, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+            make_opaque(self.open_dir(whiteout)?.as_fd())?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn open_dir(&self, path: &Path) -> Result<OwnedFd, Errno> {

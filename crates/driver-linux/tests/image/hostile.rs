@@ -13,7 +13,7 @@ use tar::EntryType;
 use crate::tree::{Data, look, xattrs};
 
 /// A member with a name that the tar crate would not let through.
-fn member(out: &mut Vec<u8>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8]) {
+pub(crate) fn member(out: &mut Vec<u8>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8]) {
     declared(out, kind, name, link, data.len() as u64);
     out.extend(data);
     out.resize(out.len().next_multiple_of(512), 0);
