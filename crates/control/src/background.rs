@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::control::Inner;
+use crate::{Error, Result};
 
 /// All tasks of one [`Control`](crate::Control).
 #[derive(Debug, Default, Clone)]
@@ -38,6 +39,11 @@ impl Tasks {
             () = tokio::time::sleep(time) => true,
         }
     }
+}
+
+/// Runs what waits for the disk where that harms nobody.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::shutting_down())
 }
 
 /// The background work of a [`Control`](crate::Control). Dropping it without [`Background::shutdown`] drops all work where it

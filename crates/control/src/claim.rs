@@ -117,7 +117,7 @@ impl Inner {
                 return Ok(held);
             }
             if self.tasks.closing.is_cancelled() {
-                return Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment"));
+                return Err(Error::shutting_down());
             }
             if !matches!(self.store.pool_by_id(pool.id).await?, Some(pool) if pool.state == PoolState::Active) {
                 return Err(self.pool_not_found(caller, &pool.name).await);
@@ -177,7 +177,7 @@ impl Inner {
         });
         match tokio::time::timeout(self.settings.startup_timeout.min(WAIT_MAX), made).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")),
+            Ok(Err(_)) => Err(Error::shutting_down()),
             Err(_) => Err(Error::new(ErrorKind::NoCapacity, "the sandbox was not made in time: try again later")),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::{Mutex, RwLock};
 use sandbank_driver::Driver;
-use sandbank_model::{KeyHash, SandboxId, TenantId, Timestamp};
+use sandbank_model::{ImageName, KeyHash, SandboxId, TenantId, Timestamp};
 use sandbank_store::Store;
 use tokio::sync::Semaphore;
 
@@ -65,7 +65,7 @@ pub(crate) struct Inner {
     pub(crate) demand_places: Arc<Semaphore>,
     pub(crate) destroy_places: Arc<Semaphore>,
     /// Serialises pulls of one name.
-    pub(crate) pull_locks: KeyedLocks<u64>,
+    pub(crate) pull_locks: KeyedLocks<(Option<TenantId>, ImageName)>,
     pub(crate) pull_places: Semaphore,
     /// Places for layers of images from elsewhere.
     pub(crate) layer_places: Arc<Semaphore>,

@@ -87,6 +87,11 @@ impl Error {
         Self { kind, message: message.into(), detail: None }
     }
 
+    /// What was asked for is not done because the server ends.
+    pub(crate) fn shutting_down() -> Self {
+        Self::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")
+    }
+
     /// Adds a detail.
     #[must_use]
     pub fn with(mut self, detail: Detail) -> Self {

@@ -144,13 +144,9 @@ impl Control {
             source: ImageSource::Committed { sandbox: id.to_string() },
             created_at: inner.now(),
         };
-        let replaced = inner.store.image_put(image.clone()).await?;
-        drop(layers);
+        let image = inner.record_image(image, layers).await?;
         inner.store.event_append(event_of(&sandbox, EventKind::Committed(name.to_string()), caller.actor(), inner.now())).await?;
         inner.activity.touch(id, inner.now());
-        if replaced.is_some() {
-            inner.collect_layers_later();
-        }
         Ok(image)
     }
 }

@@ -11,24 +11,24 @@ type Entries<K> = Arc<Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// One fair async lock for each key.
 #[derive(Debug)]
-pub(crate) struct KeyedLocks<K: Eq + Hash + Copy> {
+pub(crate) struct KeyedLocks<K: Eq + Hash + Clone> {
     entries: Entries<K>,
 }
 
-impl<K: Eq + Hash + Copy> Default for KeyedLocks<K> {
+impl<K: Eq + Hash + Clone> Default for KeyedLocks<K> {
     fn default() -> Self {
         Self { entries: Arc::default() }
     }
 }
 
 /// Counts as a user of the entry from before the wait until after the release, so that a cancelled wait cleans up too.
-struct Interest<K: Eq + Hash + Copy> {
+struct Interest<K: Eq + Hash + Clone> {
     entries: Entries<K>,
     key: K,
     lock: Option<Arc<tokio::sync::Mutex<()>>>,
 }
 
-impl<K: Eq + Hash + Copy> Drop for Interest<K> {
+impl<K: Eq + Hash + Clone> Drop for Interest<K> {
     fn drop(&mut self) {
         let mut entries = self.entries.lock();
         self.lock = None;
@@ -39,16 +39,16 @@ impl<K: Eq + Hash + Copy> Drop for Interest<K> {
 }
 
 /// The lock is held until this is dropped.
-pub(crate) struct KeyGuard<K: Eq + Hash + Copy> {
+pub(crate) struct KeyGuard<K: Eq + Hash + Clone> {
     // Declared, hence dropped, before the interest: the guard holds a reference to the lock that is counted.
     _guard: OwnedMutexGuard<()>,
     _interest: Interest<K>,
 }
 
-impl<K: Eq + Hash + Copy> KeyedLocks<K> {
+impl<K: Eq + Hash + Clone> KeyedLocks<K> {
     /// Waits for the lock of `key`.
     pub(crate) async fn lock(&self, key: K) -> KeyGuard<K> {
-        let lock = Arc::clone(self.entries.lock().entry(key).or_default());
+        let lock = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
         let interest = Interest { entries: Arc::clone(&self.entries), key, lock: Some(Arc::clone(&lock)) };
         KeyGuard { _guard: lock.lock_owned().await, _interest: interest }
     }

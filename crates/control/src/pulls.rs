@@ -3,7 +3,6 @@
 //! One pull of a name at a time, whoever asks; it goes on when its caller leaves, within the time that settings allow, so that the next
 //! caller finds it done. What is recorded belongs to the tenant that asked: the registry showed it to that tenant's credentials.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,9 +130,7 @@ impl Inner {
             // Nobody may be waiting any more: the image is there for the next one.
             let _ = answer.send(done.unwrap_or_else(|_| timed_out()));
         });
-        pulled
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")))
+        pulled.await.unwrap_or_else(|_| Err(Error::shutting_down()))
     }
 
     async fn pull_now(self: &Arc<Self>, tenant: TenantId, pull: Pull) -> Result<Image> {
@@ -142,7 +139,7 @@ impl Inner {
         self.check_registry(&reference)?;
         let name: ImageName = registries.familiar(&reference).parse()?;
         let owner = (!pull.global).then_some(tenant);
-        let _alone = self.pull_locks.lock(key_of(owner, &name)).await;
+        let _alone = self.pull_locks.lock((owner, name.clone())).await;
         let known = self.store.image_get(tenant, &name).await?.filter(|image| image.tenant == owner);
         let known = match (known, pull.policy) {
             (Some(image), PullPolicy::Missing | PullPolicy::Never) => return Ok(image),
@@ -173,13 +170,7 @@ impl Inner {
         };
         let config = resolved.config;
         let image = Image { name, tenant: owner, layers, on_host: false, config, source: origin, created_at: self.now() };
-        let replaced = self.store.image_put(image.clone()).await?;
-        drop(layers_in_use);
-        if let Some(replaced) = replaced {
-            self.release_layers(&replaced).await?;
-            self.collect_layers_later();
-        }
-        Ok(image)
+        self.record_image(image, layers_in_use).await
     }
 
     fn registries(&self) -> Result<&Arc<dyn Registries>> {
@@ -219,13 +210,6 @@ fn is_near(host: &str) -> bool {
         }
         Err(_) => bare == "localhost" || bare.ends_with(".localhost"),
     }
-}
-
-/// Names that fall together only wait for each other.
-fn key_of(owner: Option<TenantId>, name: &ImageName) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (owner, name).hash(&mut hasher);
-    hasher.finish()
 }
 
 pub(crate) fn not_here(name: &ImageName) -> Error {

@@ -11,6 +11,7 @@ use sandbank_build::clean_path;
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
+use crate::background::blocking;
 use crate::{Error, Result};
 
 /// Most entries.
@@ -83,15 +84,11 @@ impl Upload {
     /// A piece of a file's bytes.
     pub(super) async fn piece(&self, at: u64, len: u64) -> Result<Bytes> {
         let (file, len) = (Arc::clone(&self.file), usize::try_from(len).unwrap_or(PIECE).min(PIECE));
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking(move || {
             let mut piece = vec![0; len];
             file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
         });
-        match read.await {
-            Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(error)) => Err(broken(error)),
-            Err(_) => Err(Error::new(crate::ErrorKind::Unavailable, "the server is shutting down")),
-        }
+        read.await?.map_err(broken)
     }
 }
 

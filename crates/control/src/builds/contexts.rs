@@ -11,6 +11,7 @@ use sandbank_model::{Role, TenantId, Timestamp};
 use sha2::{Digest, Sha256};
 
 use super::archive::Upload;
+use crate::background::blocking;
 use crate::control::{Control, Inner};
 use crate::types::{BuildContext, Caller};
 use crate::{Error, ErrorKind, Result};
@@ -233,9 +234,4 @@ fn file_name(id: &str) -> String {
 
 fn failed(what: &str, error: &std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, format!("{what}: {error}"))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let shutting_down = |_| Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment");
-    tokio::task::spawn_blocking(work).await.map_err(shutting_down)
 }

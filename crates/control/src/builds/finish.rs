@@ -27,7 +27,7 @@ impl Job {
             (made.config.entrypoint, made.config.command) = (Vec::new(), shell(start));
         }
         let inner = self.inner();
-        let _layers = inner.layers_in_use.read().await;
+        let layers = inner.layers_in_use.read().await;
         let id = self.running.build.lock().id;
         let image = Image {
             name: self.request.name.clone(),
@@ -38,7 +38,7 @@ impl Job {
             source: ImageSource::Committed { sandbox: format!("build {id}") },
             created_at: inner.now(),
         };
-        inner.store.image_put(image).await?;
+        inner.record_image(image, layers).await?;
         self.tell(BuildLevel::Info, format!("{} is ready", self.request.name));
         Ok(())
     }

@@ -18,7 +18,9 @@ use sandbank_oci::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::layers::{LayersProgress, take_layers};
+use crate::background::blocking;
 use crate::control::{Control, Inner};
+use crate::pulls::Registries;
 use crate::types::Caller;
 use crate::{Error, ErrorKind, Result};
 
@@ -63,9 +65,9 @@ impl Control {
         }
         let form = blocking({
             let path = path.clone();
-            move || Ok(detect(&path, ARCHIVE_BYTES_MAX)?)
+            move || detect(&path, ARCHIVE_BYTES_MAX)
         })
-        .await?;
+        .await??;
         let layers = inner.layers_in_use.read().await;
         let imported = match form {
             Form::Directory => import_rootfs(driver, name, reference, ImportSource::Directory(path)).await,
@@ -91,11 +93,7 @@ impl Control {
             source: imported.source,
             created_at: inner.now(),
         };
-        inner.store.image_put(image.clone()).await?;
-        drop(layers);
-        // Also where nothing was replaced: from now on the driver knows that these layers are used.
-        inner.collect_layers_later();
-        Ok(image)
+        inner.record_image(image, layers).await
     }
 
     /// The image as an OCI archive that `docker load`, `podman load` and `skopeo` take. It is made before this returns; the same
@@ -116,14 +114,14 @@ impl Control {
         let layers = inner.layers_in_use.clone().read_owned().await;
         let (given_up, scratch) = (GivenUp::default(), inner.settings.scratch_dir.clone());
         let wanted = given_up.flag();
-        let file_name = file_name(&image.name);
+        let (name, file_name) = (reference(inner.settings.pulls.registries.as_ref(), &image.name), file_name(&image.name));
         let (file, size_bytes, place) = blocking(move || {
-            let (file, size_bytes) = spool(&driver, &image, compression, &scratch, &wanted)?;
+            let (file, size_bytes) = spool(&driver, &image, name, compression, &scratch, &wanted)?;
             // Held up to here also when nobody waits any more.
             drop(layers);
-            Ok((file, size_bytes, place))
+            Ok::<_, Error>((file, size_bytes, place))
         })
-        .await?;
+        .await??;
         Ok(ImageArchive::new(inner, file_name, size_bytes, Held { file, _place: place }))
     }
 }
@@ -159,7 +157,7 @@ async fn import_image(
     };
     let name = match name {
         Some(name) => name,
-        None => own_name(path, reference, source.names())?,
+        None => own_name(inner.settings.pulls.registries.as_ref(), path, reference, source.names())?,
     };
     let resolved = source.resolve(&Platform::host()).await?;
     let layers = take_layers(inner, driver, &source, &resolved, &LayersProgress::default()).await?;
@@ -168,27 +166,38 @@ async fn import_image(
 }
 
 /// The one name that an archive has for its image.
-fn own_name(path: &Path, reference: Option<String>, names: Vec<String>) -> Result<ImageName> {
+fn own_name(registries: Known<'_>, path: &Path, reference: Option<String>, names: Vec<String>) -> Result<ImageName> {
     let path = path.display();
     // A layout may know no more than a tag, which is no name.
     let whole = |name: &String| name.contains([':', '/']);
-    let mut familiar: Vec<String> = names.iter().filter(|name| whole(name)).map(|name| familiar(name)).collect();
+    let mut known: Vec<String> = names.iter().filter(|name| whole(name)).map(|name| familiar(registries, name)).collect();
     if let Some(wanted) = reference.filter(whole) {
-        familiar = vec![self::familiar(&wanted)];
+        known = vec![familiar(registries, &wanted)];
     }
-    familiar.sort();
-    familiar.dedup();
-    match familiar.as_slice() {
+    known.sort();
+    known.dedup();
+    match known.as_slice() {
         [only] => only.parse().map_err(|error| Error::invalid(format!("{path} calls its image {only:?}: {error}; give a name"))),
         [] => Err(Error::invalid(format!("{path} has no name for its image: give one"))),
         several => Err(Error::invalid(format!("{path} has several names for its image, {}: give one", several.join(", ")))),
     }
 }
 
-/// As people write it: `python:3.12` for `docker.io/library/python:3.12`.
-fn familiar(name: &str) -> String {
-    let read = Reference::parse(name, DOCKER_REGISTRY);
-    read.map_or_else(|_| name.chars().take(ImageName::LEN_MAX + 1).collect(), |name| name.familiar(DOCKER_REGISTRY))
+type Known<'a> = Option<&'a Arc<dyn Registries>>;
+
+/// As people write it here: `python:3.12` for `docker.io/library/python:3.12`. Whoever made an archive left out Docker's own
+/// registry, whatever the default is here.
+fn familiar(registries: Known<'_>, name: &str) -> String {
+    let Ok(read) = Reference::parse(name, DOCKER_REGISTRY) else {
+        return name.chars().take(ImageName::LEN_MAX + 1).collect();
+    };
+    registries.map_or_else(|| read.familiar(DOCKER_REGISTRY), |registries| registries.familiar(&read))
+}
+
+/// The whole name of an image that is called so here.
+fn reference(registries: Known<'_>, name: &ImageName) -> Option<Reference> {
+    let default = || Reference::parse(name.as_str(), DOCKER_REGISTRY);
+    registries.map_or_else(default, |registries| registries.reference(name.as_str())).ok()
 }
 
 fn file_name(name: &ImageName) -> String {
@@ -200,6 +209,7 @@ fn file_name(name: &ImageName) -> String {
 fn spool(
     driver: &Arc<dyn Driver>,
     image: &Image,
+    name: Option<Reference>,
     compression: Compression,
     scratch: &Path,
     given_up: &Arc<AtomicBool>,
@@ -211,7 +221,7 @@ fn spool(
     };
     let millis = i64::try_from(image.created_at.as_millis()).unwrap_or(i64::MAX);
     let export = ExportImage {
-        names: Reference::parse(image.name.as_str(), DOCKER_REGISTRY).into_iter().collect(),
+        names: name.into_iter().collect(),
         config: &image.config,
         platform: Platform::host(),
         created: jiff::Timestamp::from_millisecond(millis).ok().map(|created| created.to_string()),
@@ -339,7 +349,7 @@ impl ImageArchive {
         }
         let held = Arc::clone(&self.held);
         let want = usize::try_from(self.left_bytes).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-        let chunk = blocking(move || read_chunk(&held, want)).await?;
+        let chunk = blocking(move || read_chunk(&held, want)).await??;
         self.left_bytes -= chunk.len() as u64;
         Ok(Some(chunk))
     }
@@ -358,14 +368,6 @@ fn read_chunk(held: &Mutex<Option<Held>>, want: usize) -> Result<Bytes> {
     Ok(chunk.into())
 }
 
-/// Runs what waits for the disk where that harms nobody.
-async fn blocking<T: Send + 'static>(action: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(action).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment")),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -373,7 +375,7 @@ mod tests {
 
     fn named(reference: Option<&str>, names: &[&str]) -> Result<String> {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        own_name(Path::new("/x.tar"), reference.map(str::to_owned), names).map(|name| name.to_string())
+        own_name(None, Path::new("/x.tar"), reference.map(str::to_owned), names).map(|name| name.to_string())
     }
 
     #[test]

@@ -143,8 +143,7 @@ impl Taking<'_> {
             self.progress.set(blob.diff_id, LayerState::Present, None);
             return Ok(layer);
         }
-        let closing = |_| Error::new(ErrorKind::Unavailable, "the server is shutting down: try again in a moment");
-        let place = Arc::clone(&self.inner.layer_places).acquire_owned().await.map_err(closing)?;
+        let place = Arc::clone(&self.inner.layer_places).acquire_owned().await.map_err(|_| Error::shutting_down())?;
         let reader = self.source.open(blob).await?;
         self.progress.set(blob.diff_id, LayerState::Taking, Some(&reader.progress()));
         let reader = Box::new(reader.until(self.given_up.clone().cancelled_owned()).into_blocking());

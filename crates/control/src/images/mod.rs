@@ -11,6 +11,7 @@ use std::time::Duration;
 use sandbank_model::{Image, ImageName, ImageSource, Role, TenantId};
 use sandbank_oci::Credentials;
 use sandbank_store::{PageRequest, Write};
+use tokio::sync::RwLockReadGuard;
 
 use crate::control::{Control, Inner};
 use crate::pulls::{Pull, PullPolicy, PullSettings, not_here};
@@ -156,6 +157,18 @@ impl Inner {
         let templates = self.store.template_list(&owners).await?;
         let user = templates.iter().find(|template| owned_by(template.tenant) && means(&template.spec.sandbox.image));
         Ok(user.map(|template| format!("template {}", template.name)))
+    }
+
+    /// Records an image whose layers are here, and lets go of `layers`, under which they came.
+    pub(crate) async fn record_image(self: &Arc<Self>, image: Image, layers: RwLockReadGuard<'_, ()>) -> Result<Image> {
+        let replaced = self.store.image_put(image.clone()).await?;
+        drop(layers);
+        if let Some(replaced) = replaced {
+            self.release_layers(&replaced).await?;
+        }
+        // Also where nothing was replaced: from now on the driver knows that these layers are used.
+        self.collect_layers_later();
+        Ok(image)
     }
 
     /// Records the driver's own image under [`HOST_IMAGE`], if it changed.

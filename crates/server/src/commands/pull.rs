@@ -3,13 +3,11 @@
 use http::Method;
 use serde_json::{Value, json};
 
+use super::registries::password_from_environment;
 use crate::cli::ImagePull;
 use crate::client::{Client, full};
 use crate::failure::{Failure, Result};
 use crate::progress::Progress;
-
-/// Where the password for a registry is taken from: an argument would be seen by everybody on the machine.
-const PASSWORD_VARIABLE: &str = "SANDBANK_REGISTRY_PASSWORD";
 
 /// Pulls an image and shows how far it is. The answer is as that of `GET /v1/images/NAME`.
 pub(super) async fn pull(client: &Client, options: &ImagePull) -> Result<Value> {
@@ -19,8 +17,7 @@ pub(super) async fn pull(client: &Client, options: &ImagePull) -> Result<Value> 
         "global": options.global,
     });
     if let Some(username) = &options.username {
-        let password = std::env::var(PASSWORD_VARIABLE)
-            .map_err(|_| Failure::new(format!("a user name needs a password: set {PASSWORD_VARIABLE}")))?;
+        let password = password_from_environment("a user name needs a password:")?;
         body["username"] = json!(username);
         body["password"] = json!(password);
     }

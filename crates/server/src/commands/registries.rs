@@ -49,7 +49,8 @@ pub(crate) async fn run(client: &Client, command: Registry, json: bool) -> Resul
 }
 
 fn login_body(options: &RegistryLogin) -> Result<Value> {
-    let secret = if options.password_stdin { from_stdin()? } else { from_variable()? };
+    let secret =
+        if options.password_stdin { from_stdin()? } else { password_from_environment("no password: give --password-stdin, or")? };
     let mut body = json!({ "host": options.host });
     put(&mut body, "username", options.username.as_ref());
     body[if options.token { "token" } else { "password" }] = json!(secret);
@@ -70,10 +71,12 @@ fn from_stdin() -> Result<String> {
     if secret.is_empty() { Err(Failure::usage("standard input holds no password")) } else { Ok(secret.to_owned()) }
 }
 
-fn from_variable() -> Result<String> {
+/// The password for a registry, from the environment: an argument would be seen by everybody on the machine. `needs` says what it
+/// is missed for.
+pub(super) fn password_from_environment(needs: &str) -> Result<String> {
     match std::env::var(PASSWORD) {
         Ok(secret) if !secret.is_empty() => Ok(secret),
         Err(std::env::VarError::NotUnicode(_)) => Err(Failure::usage(format!("{PASSWORD} is not UTF-8"))),
-        _ => Err(Failure::usage(format!("no password: give --password-stdin, or set {PASSWORD}"))),
+        _ => Err(Failure::usage(format!("{needs} set {PASSWORD}"))),
     }
 }
