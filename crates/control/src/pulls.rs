@@ -160,7 +160,14 @@ impl Inner {
         let driver = self.driver(&self.settings.default_driver)?;
         driver.capabilities().require(Capability::ImportImage)?;
         let layers_in_use = self.layers_in_use.read().await;
-        let layers = take_layers(self, driver, source.as_ref(), &resolved, &pull.progress).await?;
+        let layers = match take_layers(self, driver, source.as_ref(), &resolved, &pull.progress).await {
+            Ok(layers) => layers,
+            Err(error) => {
+                drop(layers_in_use);
+                self.collect_layers_later();
+                return Err(error);
+            }
+        };
         let config = resolved.config;
         let image = Image { name, tenant: owner, layers, on_host: false, config, source: origin, created_at: self.now() };
         self.record_image(image, layers_in_use).await

@@ -310,6 +310,12 @@ pub trait Driver: Send + Sync + 'static {
     /// All layers that are kept, but for what belongs to the driver itself.
     async fn list_layers(&self) -> Result<Vec<Layer>, DriverError>;
 
+    /// These layers are spared by [`Driver::retain_layers`] no longer just for being new: who got them from [`Driver::add_layer`] or
+    /// [`Driver::find_layer`] is done with them, whether an image names them or not.
+    async fn release_layers(&self, _ids: Vec<String>) -> Result<(), DriverError> {
+        Ok(())
+    }
+
     /// Removes layers that are not among `used`. Safe to repeat.
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError>;
 }

@@ -24,6 +24,9 @@ pub(crate) struct Raw {
     pub(crate) digest: Digest,
 }
 
+/// Types of manifests and indexes.
+const KNOWN_TYPES: [&str; 4] = [wire::OCI_INDEX, wire::OCI_MANIFEST, wire::DOCKER_INDEX, wire::DOCKER_MANIFEST];
+
 enum Parsed {
     Index(Vec<Descriptor>),
     Manifest { config: Descriptor, layers: Vec<Descriptor> },
@@ -128,11 +131,17 @@ fn parse(raw: &Raw, image: &str) -> Result<Parsed> {
     }
     let document: wire::Document =
         serde_json::from_slice(&raw.content).map_err(|error| malformed(image, what, error.to_string()))?;
-    let media_type = document.media_type.unwrap_or_else(|| raw.media_type.clone());
+    let own_type = document.media_type.unwrap_or_default();
+    let media_type = if own_type.is_empty() { raw.media_type.clone() } else { own_type.clone() };
     if document.schema_version == 1 || media_type.starts_with(wire::DOCKER_SCHEMA1) {
         let what =
             "its manifest of schema 1, which Docker gave up in 2017; push the image again with a present tool: the old form";
         return Err(Error::Unsupported { image: image.to_owned(), what: what.to_owned() });
+    }
+    // Headers are often wrong; what a document says of itself is meant, and it may look like an image without being one.
+    if !own_type.is_empty() && !KNOWN_TYPES.contains(&own_type.as_str()) {
+        let what = format!("its manifest of type {}", shown(&own_type));
+        return Err(Error::Unsupported { image: image.to_owned(), what });
     }
     match (document.manifests, document.config, document.layers) {
         (Some(entries), None, None) => {
@@ -157,8 +166,8 @@ fn parse(raw: &Raw, image: &str) -> Result<Parsed> {
 /// The entry that fits best; among equals the first, as the specification asks.
 fn select<'a>(entries: &'a [Descriptor], platform: &Platform, image: &str) -> Result<&'a Descriptor> {
     let usable = |entry: &&Descriptor| {
-        let known = [wire::OCI_INDEX, wire::OCI_MANIFEST, wire::DOCKER_INDEX, wire::DOCKER_MANIFEST, ""];
-        known.contains(&entry.media_type.as_str()) || entry.media_type.starts_with(wire::DOCKER_SCHEMA1)
+        let said = entry.media_type.as_str();
+        said.is_empty() || KNOWN_TYPES.contains(&said) || entry.media_type.starts_with(wire::DOCKER_SCHEMA1)
     };
     let usable: Vec<&Descriptor> = entries.iter().filter(usable).collect();
     let fitness = |entry: &&Descriptor| entry.platform.as_ref().and_then(|offered| platform.fitness(offered));

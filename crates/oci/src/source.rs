@@ -119,6 +119,13 @@ impl LayerReader {
         &self.layer
     }
 
+    /// Fails as soon as `gone` is, also while it waits for a source that says nothing: who waits for bytes on another thread cannot be
+    /// told otherwise.
+    #[must_use]
+    pub fn until(self, gone: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { inner: Box::pin(Until { inner: self.inner, gone: Box::pin(gone) }), ..self }
+    }
+
     /// For a thread that may block, such as one that extracts: [`crate::decompress`] takes it. Call it within the runtime, and
     /// read from a thread that is not one of its workers (`spawn_blocking`); reading on a worker panics.
     #[must_use]
@@ -142,6 +149,22 @@ impl LayerReader {
             return Err(Error::Digest { image: self.image.clone(), what: self.what(), expected, actual });
         }
         Ok(())
+    }
+}
+
+struct Until {
+    inner: Pin<Box<dyn AsyncRead + Send>>,
+    gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl AsyncRead for Until {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.gone.as_mut().poll(cx).is_ready() {
+            // Polled again it might panic; it stays ready.
+            self.gone = Box::pin(std::future::ready(()));
+            return Poll::Ready(Err(io::Error::other("the layer is no longer wanted")));
+        }
+        self.inner.as_mut().poll_read(cx, buffer)
     }
 }
 

@@ -4,13 +4,13 @@
 
 mod support;
 
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use support::{Server, can_run, wait_for};
+use support::registry::Registry;
+use support::{Server, can_run};
 use tar::{Builder, EntryType, Header};
 
 /// A program that needs nothing else (Debian's `busybox-static`).
@@ -23,52 +23,6 @@ fn has_what_it_needs() -> bool {
         eprintln!("skipped: one of the Debian packages docker-registry, skopeo and busybox-static is not installed");
     }
     all && can_run()
-}
-
-/// A registry on loopback, which ends with the test.
-struct Registry {
-    child: Child,
-    address: String,
-    directory: tempfile::TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Registry {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (address, config) = (format!("127.0.0.1:{port}"), directory.path().join("config.yml"));
-        let storage = directory.path().join("storage");
-        let text = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: x\n",
-            storage.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new("docker-registry");
-        let child = command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let registry = Self { child, address, directory };
-        wait_for("the registry to listen", || TcpStream::connect(&registry.address).ok());
-        registry
-    }
-
-    /// Pushes an image of these layers as `app:1`, and returns its whole name.
-    fn push(&self, layers: &[Vec<u8>], config: &serde_json::Value) -> String {
-        let archive = self.directory.path().join("app.tar");
-        std::fs::write(&archive, docker_archive(layers, config)).unwrap();
-        let name = format!("{}/team/app:1", self.address);
-        let mut command = Command::new("skopeo");
-        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
-        let output =
-            command.arg(format!("docker-archive:{}", archive.display())).arg(format!("docker://{name}")).output().unwrap();
-        assert!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
-        name
-    }
 }
 
 enum Member<'a> {
@@ -147,10 +101,12 @@ fn an_image_that_is_named_is_pulled_once_and_its_program_runs() {
     if !has_what_it_needs() {
         return;
     }
-    let mut registry = Registry::start();
+    let registry = Registry::start();
     let config = json!({ "Env": ["COLOUR=green", "PATH=/bin"], "WorkingDir": "/data", "User": "1234:5678" });
-    let name = registry.push(&layers(), &config);
-    let server = Server::start_with(&format!("[images]\nregistries = [\"{}\"]\n", registry.address));
+    let archive = registry.directory().join("app.tar");
+    std::fs::write(&archive, docker_archive(&layers(), &config)).unwrap();
+    let name = registry.push(&format!("docker-archive:{}", archive.display()), "team/app:1");
+    let server = Server::start_with(&format!("[images]\nregistries = [\"{}\"]\n", registry.address()));
 
     let script = "busybox ls; echo $COLOUR; busybox id -u; busybox test -d /tmp -a -c /dev/null && echo complete";
     let run = ["run", "--image", &name, "--", "/bin/sh", "-c", script];
@@ -163,11 +119,11 @@ fn an_image_that_is_named_is_pulled_once_and_its_program_runs() {
     let again = server.json(&format!("image pull {name}"));
     assert_eq!(again["image"]["createdAt"], image["createdAt"]);
     // Without the registry, what is here still runs; what is not here is said.
-    registry.child.kill().unwrap();
-    registry.child.wait().unwrap();
+    let address = registry.address().to_owned();
+    drop(registry);
     assert_eq!(server.words(&["run", "--image", &name, "--", "/bin/busybox", "echo", "still"]).ok(), "still\n");
-    let refused = server.cli(&format!("image pull {}/team/other:1", registry.address)).fails(1);
-    assert!(refused.contains(&registry.address) && refused.contains("team/other"), "{refused}");
+    let refused = server.cli(&format!("image pull {address}/team/other:1")).fails(1);
+    assert!(refused.contains(&address) && refused.contains("team/other"), "{refused}");
     server.cli(&format!("image delete {name}")).ok();
     server.finish();
 }

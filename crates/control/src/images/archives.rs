@@ -17,7 +17,7 @@ use sandbank_oci::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::layers::{GivenUp, LayersProgress, take_layers};
+use super::layers::{LayersProgress, take_layers};
 use crate::background::blocking;
 use crate::control::{Control, Inner};
 use crate::pulls::Registries;
@@ -70,10 +70,18 @@ impl Control {
         .await??;
         let layers = inner.layers_in_use.read().await;
         let imported = match form {
-            Form::Directory => import_rootfs(driver, name, reference, ImportSource::Directory(path)).await?,
-            Form::RootfsTar => import_rootfs(driver, name, reference, ImportSource::Archive(path)).await?,
+            Form::Directory => import_rootfs(driver, name, reference, ImportSource::Directory(path)).await,
+            Form::RootfsTar => import_rootfs(driver, name, reference, ImportSource::Archive(path)).await,
             Form::LayoutDirectory | Form::OciArchive | Form::DockerArchive => {
-                import_image(inner, driver, name, reference, form, &path).await?
+                import_image(inner, driver, name, reference, form, &path).await
+            }
+        };
+        let imported = match imported {
+            Ok(imported) => imported,
+            Err(error) => {
+                drop(layers);
+                inner.collect_layers_later();
+                return Err(error);
             }
         };
         let image = Image {
@@ -228,6 +236,22 @@ fn spool(
 }
 
 type Failure = Arc<Mutex<Option<Error>>>;
+
+/// Tells a writer on another thread, when it is dropped, that nobody wants the archive any more.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// A layer in the driver's store.
 struct StoredLayer {

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use sandbank_driver::{Driver, NewLayer};
 use sandbank_model::Layer;
-use sandbank_oci::{Digest, LayerBlob, Progress, Resolved, Source, decompress};
+use sandbank_oci::{Digest, Error as Oci, LayerBlob, Progress, Resolved, Source, decompress};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use crate::control::Inner;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Layers of one image that are read at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -89,7 +89,8 @@ impl LayersProgress {
 
 /// Brings the layers of `resolved` into the driver's store, those that it does not have yet, and gives all of them, lowest first.
 /// The caller holds `layers_in_use` until a record names them. Dropping the future ends all reading; nothing is left of a layer
-/// that was not whole, and whole ones serve the next try.
+/// that was not whole, and whole ones serve the next try; but where the machine has run out of something, room on the disk above all,
+/// they are given back too.
 ///
 /// A layer that an image has several times is given once, where it is uppermost: there it covers all that it would bring further
 /// down, and the kernel takes no directory twice into one overlay.
@@ -105,35 +106,24 @@ pub(crate) async fn take_layers(
     for (position, blob) in resolved.layers.iter().enumerate() {
         uppermost.insert(blob.diff_id, position);
     }
-    let given_up = GivenUp::default();
+    let (given_up, fresh) = (CancellationToken::new(), Mutex::default());
+    // Readers on other threads hear of it when nobody wants their layers any more.
+    let _until_dropped = given_up.clone().drop_guard();
     // Boxed one by one: the compiler cannot see through a closure that the whole may go from thread to thread.
     let mut taking: Vec<BoxFuture<'_, Result<(usize, Layer)>>> = Vec::new();
     for (position, blob) in resolved.layers.iter().enumerate() {
         if uppermost.get(&blob.diff_id) == Some(&position) {
-            let one = Taking { inner, driver, source, progress, given_up: &given_up.0 };
+            let one = Taking { inner, driver, source, progress, given_up: &given_up, fresh: &fresh };
             taking.push(Box::pin(async move { one.layer(blob).await.map(|layer| (position, layer)) }));
         }
     }
-    let mut taken: Vec<(usize, Layer)> = stream::iter(taking).buffer_unordered(LAYERS_AT_ONCE).try_collect().await?;
+    let taken: Result<Vec<(usize, Layer)>> = stream::iter(taking).buffer_unordered(LAYERS_AT_ONCE).try_collect().await;
+    if taken.as_ref().is_err_and(|error| error.kind == ErrorKind::NoCapacity) {
+        driver.release_layers(fresh.into_inner()).await?;
+    }
+    let mut taken = taken?;
     taken.sort_by_key(|(position, _)| *position);
     Ok(taken.into_iter().map(|(_, layer)| layer).collect())
-}
-
-/// Tells readers on other threads, when it is dropped, that nobody wants their layers any more.
-#[derive(Default)]
-pub(super) struct GivenUp(Arc<AtomicBool>);
-
-impl GivenUp {
-    /// True once nobody wants anything any more.
-    pub(super) fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl Drop for GivenUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 struct Taking<'a> {
@@ -141,7 +131,9 @@ struct Taking<'a> {
     driver: &'a Arc<dyn Driver>,
     source: &'a dyn Source,
     progress: &'a LayersProgress,
-    given_up: &'a Arc<AtomicBool>,
+    given_up: &'a CancellationToken,
+    /// Ids of layers that were not there before.
+    fresh: &'a Mutex<Vec<String>>,
 }
 
 impl Taking<'_> {
@@ -154,21 +146,25 @@ impl Taking<'_> {
         let place = Arc::clone(&self.inner.layer_places).acquire_owned().await.map_err(|_| Error::shutting_down())?;
         let reader = self.source.open(blob).await?;
         self.progress.set(blob.diff_id, LayerState::Taking, Some(&reader.progress()));
-        let reader = Box::new(reader.into_blocking());
+        let reader = Box::new(reader.until(self.given_up.clone().cancelled_owned()).into_blocking());
         let failure = Arc::default();
-        let watched = Watched { reader, given_up: Arc::clone(self.given_up), failure: Arc::clone(&failure) };
+        let watched = Watched { reader, given_up: self.given_up.clone(), failure: Arc::clone(&failure) };
         let archive =
             Box::new(Decompressed { begun: None, compressed: Some(watched), failure: Arc::clone(&failure), _place: place });
         match self.driver.add_layer(NewLayer { diff_id, archive }).await {
             Ok(layer) => {
                 self.progress.set(blob.diff_id, LayerState::Taken, None);
+                self.fresh.lock().push(layer.id.clone());
                 Ok(layer)
             }
-            // The reader's own words name the image and the layer.
-            Err(error) => {
-                let failure = failure.lock().take();
-                Err(failure.map_or_else(|| about(&self.source.name(), blob, error.into()), Error::from))
-            }
+            Err(error) => Err(match failure.lock().take() {
+                // Decompressors do not know what they decompress; other readers' words name the image and the layer.
+                Some(failure @ (Oci::Decompressed { .. } | Oci::Compression { .. })) => {
+                    about(&self.source.name(), blob, failure.into())
+                }
+                Some(failure) => failure.into(),
+                None => about(&self.source.name(), blob, error.into()),
+            }),
         }
     }
 }
@@ -183,13 +179,13 @@ type Failure = Arc<Mutex<Option<sandbank_oci::Error>>>;
 /// A layer as it is kept. Fails once nobody wants it any more.
 struct Watched {
     reader: Box<dyn Read + Send>,
-    given_up: Arc<AtomicBool>,
+    given_up: CancellationToken,
     failure: Failure,
 }
 
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.given_up.load(Ordering::Relaxed) {
+        if self.given_up.is_cancelled() {
             return Err(io::Error::other("the image is no longer wanted"));
         }
         self.reader.read(buffer).inspect_err(|error| note(&self.failure, error))

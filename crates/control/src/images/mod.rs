@@ -65,12 +65,23 @@ impl Control {
             Write::Updated(()) | Write::Refused(()) => {}
             Write::Missing => return Err(missing()),
         }
+        inner.release_layers(&image).await?;
         inner.collect_layers_later();
         Ok(())
     }
 }
 
 impl Inner {
+    /// An image's record is gone: its layers are no longer spared for being new. Those of an image that is deleted soon after it was
+    /// pulled, committed or built would stay for an hour.
+    pub(crate) async fn release_layers(&self, image: &Image) -> Result<()> {
+        let ids: Vec<String> = image.layers.iter().map(|layer| layer.id.clone()).collect();
+        for driver in self.drivers.values() {
+            driver.release_layers(ids.clone()).await?;
+        }
+        Ok(())
+    }
+
     /// The name that is meant. Aliases are followed once.
     pub(crate) fn alias(&self, name: &ImageName) -> ImageName {
         let meant = self.settings.image_aliases.get(name.as_str());
@@ -154,8 +165,11 @@ impl Inner {
 
     /// Records an image whose layers are here, and lets go of `layers`, under which they came.
     pub(crate) async fn record_image(self: &Arc<Self>, image: Image, layers: RwLockReadGuard<'_, ()>) -> Result<Image> {
-        self.store.image_put(image.clone()).await?;
+        let replaced = self.store.image_put(image.clone()).await?;
         drop(layers);
+        if let Some(replaced) = replaced {
+            self.release_layers(&replaced).await?;
+        }
         // Also where nothing was replaced: from now on the driver knows that these layers are used.
         self.collect_layers_later();
         Ok(image)

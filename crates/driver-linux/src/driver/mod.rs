@@ -452,6 +452,11 @@ impl Driver for LinuxDriver {
         blocking("list layers", move || images.list_layers()).await
     }
 
+    async fn release_layers(&self, ids: Vec<String>) -> Result<(), DriverError> {
+        self.shared.images.release_layers(&ids);
+        Ok(())
+    }
+
     async fn retain_layers(&self, used: Vec<String>) -> Result<(), DriverError> {
         let images = self.shared.images.clone();
         let in_use: Vec<String> = self.shared.live().values().flat_map(|live| live.layers.iter().cloned()).collect();

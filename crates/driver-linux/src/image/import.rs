@@ -64,7 +64,7 @@ impl ImportLimits {
 }
 
 /// Grows when unpacking changes what comes of the same archive.
-const UNPACK_VERSION: u32 = 1;
+const UNPACK_VERSION: u32 = 2;
 
 /// Directories that every image has, because the launcher mounts over them or puts sockets and files there, with their modes.
 const NEEDED_DIRS: [(&str, u32); 5] = [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("run", 0o755), ("tmp", 0o1777)];

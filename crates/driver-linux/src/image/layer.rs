@@ -14,7 +14,7 @@ use super::staging::{Lasting, Staging, hex};
 use super::unpack::{UnpackAs, Unpacker};
 
 /// Grows when unpacking changes what comes of the same archive.
-const LAYER_VERSION: u32 = 1;
+const LAYER_VERSION: u32 = 2;
 /// What digests begin with (OCI image specification, "Digests").
 const ALGORITHM: &str = "sha256:";
 

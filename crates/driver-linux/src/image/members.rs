@@ -17,6 +17,9 @@ const BLOCK: u64 = 512;
 const NAME_BYTES_MAX: u64 = 16 * 1024;
 /// Most bytes of an extended header: room for attributes of 64 KiB and long sparse maps.
 const EXTENDED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Most headers that only belong to the next member. Writers use three or four; an archive of nothing else would be read for hours
+/// without ever coming to the limit of its entries.
+const PREFIXES_MAX: usize = 64;
 
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +101,7 @@ impl<R: Read> Members<R> {
     pub(super) fn next(&mut self) -> Result<Option<Member>, DriverError> {
         self.skip_rest()?;
         let mut prefix = Prefix::default();
-        loop {
+        for _ in 0..=PREFIXES_MAX {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
@@ -114,6 +117,7 @@ impl<R: Read> Members<R> {
             }
             self.skip_rest()?;
         }
+        Err(broken("too many headers without a file"))
     }
 
     /// Reads some of the present member's stored data.
@@ -151,9 +155,9 @@ impl<R: Read> Members<R> {
         if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let bytes = header.as_bytes();
-        let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
-        if header.cksum().ok() != Some(sum) {
+        let mut summed = header.clone();
+        summed.set_cksum();
+        if header.cksum().ok() != summed.cksum().ok() {
             return Err(broken("a header's checksum is wrong (is it a tar archive at all?)"));
         }
         Ok(Some(header))

@@ -23,6 +23,10 @@ impl Guarded {
         self.lock().insert(id.to_owned(), Instant::now());
     }
 
+    fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
         // The map is whole after every single operation, so a panic elsewhere cannot have left it half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,6 +62,11 @@ impl ImageStore {
             found.extend((!is_base).then(|| self.layer(&id)).flatten());
         }
         Ok(found)
+    }
+
+    /// From now on these layers go as any others when nobody uses them: whoever had them made recorded or gave up their image.
+    pub fn release_layers(&self, ids: &[String]) {
+        ids.iter().for_each(|id| self.inner.guarded.remove(id));
     }
 
     /// Removes the layers that are neither in `used` (what image records name) nor in `in_use` (what living sandboxes were made

@@ -6,6 +6,7 @@
 //! A layer of an image marks what it takes away from the layers beneath by names (`.wh.NAME`, `.wh..wh..opq`; OCI image specification,
 //! "Whiteouts"); overlayfs does it with devices and attributes. They are translated here.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ use super::import::ImportLimits;
 use super::members::{Kind, Member, Members};
 use super::pax::Region;
 
-/// Most bytes of names of directories, whose modes and times wait for the end.
-const DIR_NAMES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most bytes of memory for directories, whose modes and times wait for the end. Enough for a million of them.
+const DIRS_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// An archive being unpacked.
 pub(super) struct Unpacker<'a> {
@@ -35,8 +36,8 @@ pub(super) struct Unpacker<'a> {
     pub(super) skipped: u64,
     /// Directories with the mode and time that they get at the end: filling them changes the time, and without root a read-only one could
     /// not be filled.
-    dirs: Vec<(PathBuf, Meta)>,
-    dir_names_bytes: usize,
+    dirs: BTreeMap<PathBuf, Meta>,
+    dirs_bytes: usize,
     buffer: Vec<u8>,
     unpack_as: UnpackAs,
 }
@@ -66,7 +67,7 @@ struct Place {
 impl<'a> Unpacker<'a> {
     pub(super) fn new(root: &'a OwnedFd, limits: &'a ImportLimits, unpack_as: UnpackAs) -> Self {
         let buffer = vec![0; 256 * 1024];
-        Self { root, limits, entries: 0, bytes: 0, skipped: 0, dirs: Vec::new(), dir_names_bytes: 0, buffer, unpack_as }
+        Self { root, limits, entries: 0, bytes: 0, skipped: 0, dirs: BTreeMap::new(), dirs_bytes: 0, buffer, unpack_as }
     }
 
     /// Unpacks all members.
@@ -87,7 +88,7 @@ impl<'a> Unpacker<'a> {
         let path = inside_path(&member.name, "name")?;
         let step = || format!("unpack {}", shown(&member.name));
         let Some(file_name) = path.file_name() else {
-            return self.root_dir(member).map_err(failed(step));
+            return self.root_dir(member);
         };
         if member.kind == Kind::Device {
             self.skipped += 1;
@@ -121,11 +122,24 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The archive's own top directory.
-    fn root_dir(&mut self, member: &Member) -> Result<(), Errno> {
-        if member.kind == Kind::Dir {
-            meta(member).apply_owner(self.root)?;
-            set_xattrs(member, self.root)?;
-            self.dirs.push((PathBuf::from("."), meta(member)));
+    fn root_dir(&mut self, member: &Member) -> Result<(), DriverError> {
+        if member.kind != Kind::Dir {
+            return Ok(());
+        }
+        let step = || format!("unpack {}", shown(&member.name));
+        meta(member).apply_owner(self.root).map_err(failed(step))?;
+        set_xattrs(member, self.root).map_err(failed(step))?;
+        self.remember_dir(Path::new("."), member)
+    }
+
+    /// A directory gets its mode and time when everything is unpacked, by the last member that is about it.
+    fn remember_dir(&mut self, path: &Path, member: &Member) -> Result<(), DriverError> {
+        if self.dirs.insert(path.to_owned(), meta(member)).is_none() {
+            // An allocation takes more than the name.
+            self.dirs_bytes += size_of::<(PathBuf, Meta)>() + path.as_os_str().len().max(32);
+        }
+        if self.dirs_bytes > DIRS_BYTES_MAX {
+            return Err(invalid("the archive has too many directories to be unpacked"));
         }
         Ok(())
     }
@@ -156,12 +170,7 @@ impl<'a> Unpacker<'a> {
         if hides_lower {
             make_opaque(dir.as_fd()).map_err(failed(step))?;
         }
-        self.dir_names_bytes += path.as_os_str().len();
-        if self.dir_names_bytes > DIR_NAMES_BYTES_MAX {
-            return Err(invalid("the archive has too many directories to be unpacked"));
-        }
-        self.dirs.push((path.to_owned(), meta(member)));
-        Ok(())
+        self.remember_dir(path, member)
     }
 
     /// A mark: what it names is not to be seen in the layers beneath. What this layer itself has stays, whichever came first.
@@ -272,6 +281,7 @@ impl<'a> Unpacker<'a> {
         match self.open_dir(parent) {
             Ok(dir) => return Ok(dir),
             Err(Errno::NOENT) => {}
+            Err(Errno::NOTDIR) if self.replace_whiteouts(parent).map_err(failed(|| format!("unpack {}", shown(name))))? => {}
             Err(Errno::NOTDIR) => return Err(refused("a part of its path is a file")),
             Err(Errno::LOOP) => return Err(refused("a part of its path is a link that leads in a circle")),
             Err(Errno::NAMETOOLONG) => return Err(refused("its path is too long")),
@@ -292,6 +302,25 @@ impl<'a> Unpacker<'a> {
         self.open_dir(parent).map_err(|_| refused("a part of its path is a link that leads nowhere"))
     }
 
+    /// Where this layer took a directory away and now fills it without naming it, a new one comes in its place that hides the old one.
+    /// False: there is no such whiteout on the path.
+    fn replace_whiteouts(&self, path: &Path) -> Result<bool, Errno> {
+        for whiteout in path.ancestors().filter(|path| path.file_name().is_some()) {
+            let Ok(above) = self.open_dir(whiteout.parent().unwrap_or(Path::new(""))) else { continue };
+            let name = whiteout.file_name().unwrap_or_default();
+            let found = rustix::fs::statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(found.st_mode) != FileType::CharacterDevice {
+                return Ok(false);
+            }
+            rustix::fs::unlinkat(&above, name, AtFlags::empty())?;
+            rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
+            rustix::fs::chmodat(&above, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+            make_opaque(self.open_dir(whiteout)?.as_fd())?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
     fn open_dir(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
@@ -299,9 +328,9 @@ impl<'a> Unpacker<'a> {
         rustix::fs::openat2(self.root, path, flags, Mode::empty(), resolve)
     }
 
-    /// Gives directories their modes and times, the last unpacked first: a parent comes before what is in it.
+    /// Gives directories their modes and times, what is in a parent before that: its own could keep us out.
     fn finish_dirs(&mut self) -> Result<(), DriverError> {
-        while let Some((path, meta)) = self.dirs.pop() {
+        while let Some((path, meta)) = self.dirs.pop_last() {
             let step = || format!("finish {}", shown(path.as_os_str().as_bytes()));
             // One that a later member replaced has its mode from there.
             let Ok(dir) = self.open_dir(&path) else { continue };

@@ -1,7 +1,7 @@
 //! Archives that mean harm, or are broken.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use tar::EntryType;
 use crate::tree::{Data, look, xattrs};
 
 /// A member with a name that the tar crate would not let through.
-fn member(out: &mut Vec<u8>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8]) {
+pub(crate) fn member(out: &mut Vec<u8>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8]) {
     declared(out, kind, name, link, data.len() as u64);
     out.extend(data);
     out.resize(out.len().next_multiple_of(512), 0);
@@ -193,6 +193,61 @@ fn too_many_entries_are_refused() {
         member(&mut archive, EntryType::Regular, format!("f{index}").as_bytes(), b"", b"");
     }
     refused(&Data::new(), &ended(archive), &limits, &["more than 10 files"]);
+}
+
+/// One member again and again, made while it is read.
+struct Endless {
+    member: Vec<u8>,
+    read_bytes: u64,
+}
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let at = usize::try_from(self.read_bytes).unwrap() % self.member.len();
+        let count = (&self.member[at..]).read(buffer)?;
+        self.read_bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// Adds a layer of endlessly many of these members; gives what is said of it, and how much of it was read. Memory stays bounded.
+fn refused_at_the_limit(kind: EntryType, name: &[u8], data: &[u8]) -> (String, u64) {
+    let data_dir = Data::new();
+    let mut archive = Endless { member: Vec::new(), read_bytes: 0 };
+    member(&mut archive.member, kind, name, b"", data);
+    // Forgets the peak so far (proc_pid_clear_refs(5)).
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = peak_kib();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let error = data_dir.store.add_layer(&digest, &mut archive, &ImportLimits::default()).unwrap_err();
+    let grown = peak_kib() - before;
+    assert!(grown < 64 << 10, "it took {grown} KiB of memory");
+    assert!(data_dir.staging_names().is_empty() && data_dir.made_names().is_empty());
+    let DriverError::Invalid { what } = error else { panic!("{error}") };
+    (what, archive.read_bytes)
+}
+
+fn peak_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn endless_entries_end_at_the_limit() {
+    let entries_max = ImportLimits::default().entries_max;
+    // The cheapest entry there is: a header of something that is left out.
+    let (what, read_bytes) = refused_at_the_limit(EntryType::Char, b"d", b"");
+    assert!(what.contains(&format!("more than {entries_max} files")), "{what}");
+    assert_eq!(read_bytes, (entries_max + 1) * 512);
+}
+
+#[test]
+fn endless_headers_without_a_file_end_soon() {
+    for (kind, data) in [(EntryType::XHeader, &b"9 path=a\n"[..]), (EntryType::GNULongName, b"a"), (EntryType::new(b'V'), b"")] {
+        let (what, read_bytes) = refused_at_the_limit(kind, b"x", data);
+        assert!(what.contains("too many headers") && read_bytes < 100 * 1024, "{what} after {read_bytes} bytes");
+    }
 }
 
 #[test]

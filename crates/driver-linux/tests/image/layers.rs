@@ -67,6 +67,9 @@ fn marks_become_overlayfs_s_whichever_comes_first() {
             ("second/", ""),
             ("second/new", "2"),
             (".wh.second", ""),
+            // It is filled without being named.
+            (".wh.third", ""),
+            ("third/deep/new", "3"),
             // A file of this layer stays, whatever it replaces.
             ("file", "new"),
             (".wh.file", ""),
@@ -80,12 +83,32 @@ fn marks_become_overlayfs_s_whichever_comes_first() {
     assert!(!tree.join("etc/.wh.motd").exists());
     assert!(!is_opaque(&tree.join("etc")));
     assert!(is_opaque(&tree.join("var")) && fs::read(tree.join("var/kept")).unwrap() == b"mine");
-    for dir in ["first", "second"] {
-        assert!(is_opaque(&tree.join(dir)) && tree.join(dir).join("new").exists(), "{dir}");
+    for (dir, file) in [("first", "new"), ("second", "new"), ("third", "deep/new")] {
+        assert!(is_opaque(&tree.join(dir)) && tree.join(dir).join(file).exists(), "{dir}");
     }
+    assert!(!is_opaque(&tree.join("third/deep")));
     assert_eq!(fs::read(tree.join("file")).unwrap(), b"new");
     assert_eq!(fs::read(tree.join("plain/.whatever")).unwrap(), b"no mark");
     assert!(!tree.join(".wh..wh.plnk").exists());
+}
+
+#[test]
+fn the_last_member_about_a_directory_counts() {
+    let data = Data::new();
+    let mut builder = Builder::new(Vec::new());
+    for (name, mode) in [("./", 0o700), ("etc/", 0o700), ("etc/new/", 0o500), ("etc/", 0o751), ("./", 0o755)] {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(mode);
+        header.set_size(0);
+        header.set_mtime(u64::from(mode));
+        builder.append_data(&mut header, name, &[][..]).unwrap();
+    }
+    let tree = tree_of(&data, &add(&data, &builder.into_inner().unwrap()).unwrap());
+    for (name, mode) in [("", 0o755), ("etc", 0o751), ("etc/new", 0o500)] {
+        let found = fs::metadata(tree.join(name)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (mode, i64::from(mode)), "{name}");
+    }
 }
 
 #[test]
@@ -151,6 +174,47 @@ fn a_layer_stays_in_its_directory_and_within_its_limits() {
     let cut = &archive(&[("big", &big)])[..5000];
     assert!(matches!(add(&data, cut).unwrap_err(), DriverError::Invalid { .. }));
     assert_eq!((data.layer_names(), data.staging_names()), (before, vec![]));
+}
+
+/// One member, named and linked as the tar crate would not.
+fn member(kind: EntryType, name: &str, link: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    crate::hostile::member(&mut out, kind, name.as_bytes(), link.as_bytes(), b"");
+    out
+}
+
+fn ended(members: &[Vec<u8>]) -> Vec<u8> {
+    [members.concat(), vec![0; 1024]].concat()
+}
+
+#[test]
+fn a_layer_that_leads_out_is_refused_or_stays_inside() {
+    let data = Data::new();
+    let victim = data.path().join("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("file"), "untouched").unwrap();
+    let file = |name: &str| member(EntryType::Regular, name, "");
+    for name in ["../x", "a/../../x", "/x", "../.wh.x", "/.wh.x", "../.wh..wh..opq", "a/../.wh.x"] {
+        let error = add(&data, &ended(&[file(name)])).unwrap_err();
+        assert!(matches!(&error, DriverError::Invalid { what } if what.contains("refused")), "{name}: {error}");
+    }
+    for target in ["../../victim/file", "/etc/passwd", "etc/passwd"] {
+        let error = add(&data, &ended(&[member(EntryType::Link, "x", target)])).unwrap_err();
+        assert!(matches!(&error, DriverError::Invalid { what } if what.contains("link")), "{target}: {error}");
+    }
+    // Through links that lead out, everything is where they lead inside.
+    let out = member(EntryType::Symlink, "out", "../../../../../victim");
+    let inside = member(EntryType::Directory, "victim/", "");
+    let marks = ["out/.wh.file", "out/new", "out/.wh..wh..opq"].map(file);
+    let layer = add(&data, &ended(&[vec![out, inside], marks.to_vec()].concat())).unwrap();
+    let tree = tree_of(&data, &layer).join("victim");
+    assert!(is_whiteout(&tree.join("file")) && tree.join("new").exists() && is_opaque(&tree));
+    assert_eq!(fs::read(victim.join("file")).unwrap(), b"untouched");
+    assert!(!victim.join("new").exists() && !is_opaque(&victim));
+    // A device is nothing, not even when it looks like overlayfs's whiteout.
+    let layer = add(&data, &ended(&[member(EntryType::Char, "etc", ""), member(EntryType::Block, "bin", "")])).unwrap();
+    assert_eq!(fs::read_dir(tree_of(&data, &layer)).unwrap().count(), 0);
+    assert!(data.staging_names().is_empty());
 }
 
 #[test]

@@ -108,6 +108,15 @@ fn a_fresh_layer_is_spared_until_it_was_named_as_used() {
 }
 
 #[test]
+fn a_fresh_layer_that_was_given_up_goes_at_once() {
+    let data = Data::new();
+    let (used, given_up) = (import(&data, "used"), import(&data, "given up"));
+    data.store.release_layers(&[id(&used), id(&given_up)]);
+    data.store.retain_layers(&[id(&used)], &[]).unwrap();
+    assert_eq!(data.made_names(), [id(&used)]);
+}
+
+#[test]
 fn a_missing_layer_is_said_by_name() {
     let data = Data::new();
     let layers = import(&data, "1");

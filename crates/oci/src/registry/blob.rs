@@ -124,6 +124,7 @@ impl Download {
     /// Waits for the next try, or gives up.
     async fn failed(&mut self, failure: Failure) -> Result<()> {
         self.body = None;
+        let failure = failure.of(&format!("layer {}", self.layer.digest));
         if self.done_bytes >= self.failed_at_bytes + PROGRESS_BYTES {
             self.retry.reset();
         }

@@ -39,6 +39,14 @@ impl Failure {
     pub(crate) fn again(reason: impl Into<String>) -> Self {
         Self::Again { reason: reason.into(), after: None, limited: false }
     }
+
+    /// Says what could not be got.
+    pub(crate) fn of(mut self, what: &str) -> Self {
+        if let Self::Again { reason, .. } = &mut self {
+            *reason = format!("{what}: {reason}");
+        }
+        self
+    }
 }
 
 impl From<Error> for Failure {

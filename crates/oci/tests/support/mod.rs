@@ -107,7 +107,7 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(if name.contains("bin/") { 0o755 } else { 0o644 });
         builder.append_data(&mut header, name, *content).unwrap();
     }
     builder.into_inner().unwrap()

@@ -68,7 +68,12 @@ pub struct Server {
 impl Server {
     /// Serves what `rule` says.
     pub async fn start(rule: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), rule).await
+    }
+
+    /// As [`Server::start`], where it was before.
+    pub async fn start_at(address: SocketAddr, rule: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), requests.clone());

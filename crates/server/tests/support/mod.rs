@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub)]
 
+pub mod registry;
+
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -90,6 +92,8 @@ impl Ended {
 pub struct Server {
     directory: TempDir,
     child: Option<Child>,
+    /// Its data is on a file system of its own.
+    on_small_disk: bool,
 }
 
 impl Server {
@@ -100,10 +104,38 @@ impl Server {
 
     /// As [`Server::start`], with this configuration file.
     pub fn start_with(configuration: &str) -> Self {
-        let mut server = Self { directory: tempfile::tempdir().expect("a temporary directory"), child: None };
-        std::fs::write(server.directory.path().join("sandbank.toml"), configuration).unwrap();
+        let mut server = Self::prepared(configuration);
         server.start_again();
         server
+    }
+
+    /// As [`Server::start_with`], with data on a file system of its own of so many MiB.
+    pub fn start_on_small_disk(configuration: &str, mib: u32) -> Self {
+        let mut server = Self::prepared(configuration);
+        std::fs::create_dir(server.data()).unwrap();
+        let options = std::ffi::CString::new(format!("size={mib}m,mode=0755")).unwrap();
+        rustix::mount::mount("tmpfs", server.data(), "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str()).unwrap();
+        server.on_small_disk = true;
+        server.start_again();
+        server
+    }
+
+    fn prepared(configuration: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(directory.path().join("sandbank.toml"), configuration).unwrap();
+        Self { directory, child: None, on_small_disk: false }
+    }
+
+    /// The file system of its own goes with all that is on it, but for the note of cgroups, which are looked for afterwards.
+    fn unmount(&mut self, flags: rustix::mount::UnmountFlags) -> Result<(), rustix::io::Errno> {
+        if self.on_small_disk {
+            let note = self.data().join("cgroups.json");
+            let cgroups = std::fs::read(&note).unwrap_or_default();
+            rustix::mount::unmount(self.data(), flags)?;
+            let _ = std::fs::write(&note, cgroups);
+            self.on_small_disk = false;
+        }
+        Ok(())
     }
 
     /// Where its data is.
@@ -277,6 +309,8 @@ impl Server {
     pub fn finish(mut self) {
         self.empty();
         assert_eq!(self.terminate(), 0, "{}", self.log());
+        // Busy while anything uses what is on it.
+        wait_for("nobody to use its disk", || self.unmount(rustix::mount::UnmountFlags::empty()).ok());
         let left = wait_gone(&self.data());
         assert!(left.is_empty(), "left behind: {left:#?}");
         assert!(remove_cgroups(&self.data()), "cgroups in {:?} are not empty", cgroups_of(&self.data()));
@@ -303,6 +337,7 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+        let _ = self.unmount(rustix::mount::UnmountFlags::DETACH);
         remove_cgroups(&self.data());
     }
 }
