@@ -137,7 +137,7 @@ pub(crate) async fn build(settings: &Settings) -> Result<Vec<Row>> {
         let begun = Instant::now();
         let build = built(&mut client, &body).await?;
         again.add(begun.elapsed());
-        let cached = &build["steps"]["cached"];
+        let cached = &build["stepsCached"];
         if cached.as_u64() != Some(u64::from(BUILD_STEPS)) {
             return Err(BenchError::new(format!("{cached} of {BUILD_STEPS} steps came from the cache: {build}")));
         }

@@ -12,7 +12,7 @@ use super::ImageStore;
 use super::archive::Archive;
 use super::copy::{Copied, Copier, CopyAs, open_source};
 use super::error::{failed, invalid, shown};
-use super::members::Members;
+use super::members::{End, Members};
 use super::staging::{Lasting, Staging, random_name};
 use super::unpack::{UnpackAs, Unpacker};
 
@@ -96,7 +96,7 @@ impl ImageStore {
 
 /// Unpacks an archive; its digest names the layer, so that the same archive is kept once.
 fn import_archive(path: &Path, tree: &OwnedFd, limits: &ImportLimits) -> Result<(String, u64, u64), DriverError> {
-    let mut members = Members::new(Archive::open(path, limits.stream_bytes_max())?);
+    let mut members = Members::new(Archive::open(path, limits.stream_bytes_max())?, End::Marked);
     let mut unpacker = Unpacker::new(tree, limits, UnpackAs::Rootfs);
     unpacker.unpack(&mut members)?;
     let (bytes, skipped) = (unpacker.bytes, unpacker.skipped);

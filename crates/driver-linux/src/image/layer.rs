@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::ImageStore;
 use super::error::{failed, invalid};
 use super::import::ImportLimits;
-use super::members::Members;
+use super::members::{End, Members};
 use super::staging::{Lasting, Staging, hex};
 use super::unpack::{UnpackAs, Unpacker};
 
@@ -65,7 +65,7 @@ impl ImageStore {
         let staging = Staging::new(self)?;
         let tree = staging.tree()?;
         let max = limits.stream_bytes_max();
-        let mut members = Members::new(Incoming { archive, digest: Sha256::new(), left: max, max });
+        let mut members = Members::new(Incoming { archive, digest: Sha256::new(), left: max, max }, End::Anywhere);
         let mut unpacker = Unpacker::new(&tree, limits, UnpackAs::Layer);
         unpacker.unpack(&mut members)?;
         let (bytes, skipped) = (unpacker.bytes, unpacker.skipped);

@@ -54,9 +54,20 @@ pub(super) struct Member {
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// How an archive may end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// With the end mark: what ends otherwise was not copied completely.
+    Marked,
+    /// Also behind any member's data, without padding and end mark, as some writers leave it (`umoci insert` for one). Only for
+    /// archives whose digest is checked, which tells of everything that is missing.
+    Anywhere,
+}
+
 /// An archive being read.
 pub(super) struct Members<R> {
     reader: R,
+    end: End,
     /// Bytes of the present member's data that were not read yet, and the padding after them.
     data_left: u64,
     padding: u64,
@@ -88,8 +99,8 @@ struct Prefix {
 }
 
 impl<R: Read> Members<R> {
-    pub(super) fn new(reader: R) -> Self {
-        Self { reader, data_left: 0, padding: 0, global: Records::new() }
+    pub(super) fn new(reader: R, end: End) -> Self {
+        Self { reader, end, data_left: 0, padding: 0, global: Records::new() }
     }
 
     /// The underlying stream, after the end mark.
@@ -141,17 +152,20 @@ impl<R: Read> Members<R> {
     fn skip_rest(&mut self) -> Result<(), DriverError> {
         let rest = self.data_left.saturating_add(self.padding);
         let skipped = io::copy(&mut self.reader.by_ref().take(rest), &mut io::sink()).map_err(read_failed)?;
-        if skipped < rest {
+        let needed = if self.end == End::Anywhere { self.data_left } else { rest };
+        if skipped < needed {
             return Err(read_failed(io::ErrorKind::UnexpectedEof.into()));
         }
         (self.data_left, self.padding) = (0, 0);
         Ok(())
     }
 
-    /// The next header block; `None` at the end mark of two zero blocks.
+    /// The next header block; `None` at the end: the mark of two zero blocks, or where it may end without.
     fn header(&mut self) -> Result<Option<Header>, DriverError> {
         let mut header = Header::new_old();
-        self.reader.read_exact(header.as_mut_bytes()).map_err(read_failed)?;
+        if !self.read_header(header.as_mut_bytes())? {
+            return Ok(None);
+        }
         if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -161,6 +175,16 @@ impl<R: Read> Members<R> {
             return Err(broken("a header's checksum is wrong (is it a tar archive at all?)"));
         }
         Ok(Some(header))
+    }
+
+    /// Fills `block`; `false` where the archive has ended instead, and may.
+    fn read_header(&mut self, block: &mut [u8]) -> Result<bool, DriverError> {
+        let read = io::copy(&mut self.reader.by_ref().take(block.len() as u64), &mut &mut *block).map_err(read_failed)?;
+        match read {
+            0 if self.end == End::Anywhere => Ok(false),
+            read if read < block.len() as u64 => Err(read_failed(io::ErrorKind::UnexpectedEof.into())),
+            _ => Ok(true),
+        }
     }
 
     fn long_name(&mut self, size: u64) -> Result<Vec<u8>, DriverError> {

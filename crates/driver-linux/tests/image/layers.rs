@@ -233,3 +233,22 @@ fn an_image_from_elsewhere_lies_on_the_bare_base() {
     data.store.retain_layers(&[], &[]).unwrap();
     assert!(plan.lowers[1].exists(), "a base is never removed");
 }
+
+/// As `umoci insert` writes them. What is missing besides shows in the digest, and data that is missing at once.
+#[test]
+fn a_layer_may_end_without_padding_and_mark_but_not_within_a_file() {
+    let data = Data::new();
+    let whole = archive(&[("first", "1"), ("second", "22")]);
+    // Header and data of the first with its padding, header of the second.
+    let second_data = 3 * 512;
+    for end in [second_data + 2, second_data + 100, second_data + 512, second_data + 512 + 512] {
+        let layer = add(&data, &whole[..end]).unwrap();
+        assert_eq!(fs::read_to_string(tree_of(&data, &layer).join("second")).unwrap(), "22");
+        let told = data.store.add_layer(&diff_id(&whole), &whole[..end], &ImportLimits::default()).unwrap_err();
+        assert!(told.to_string().contains("its digest is"), "{told}");
+    }
+    for end in [second_data + 1, second_data, second_data - 1] {
+        let refused = add(&data, &whole[..end]).unwrap_err();
+        assert!(refused.to_string().contains("ends in the middle"), "{end}: {refused}");
+    }
+}
