@@ -51,7 +51,7 @@ async fn ours(settings: &Settings, registry: &Registry, format: &str, name: &str
     for _ in 0..ROUNDS {
         let before = server.memory_begin()?;
         let begun = Instant::now();
-        client.post("/v1/images/pull", &json!({ "name": name, "policy": "always" }), StatusCode::OK).await?;
+        client.post("/v1/images/pull", &json!({ "name": name, "policy": "always" }), StatusCode::CREATED).await?;
         rates.push(compressed_mib / begun.elapsed().as_secs_f64());
         grown.push(server.memory_peak()?.saturating_sub(before) as f64 / MIB);
         client.call(Method::DELETE, &format!("/v1/images/{name}"), None, StatusCode::OK).await?;
