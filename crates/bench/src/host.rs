@@ -107,8 +107,11 @@ fn count_dir(path: &Path) -> usize {
     fs::read_dir(path).map_or(0, |entries| entries.flatten().count())
 }
 
+/// Those that the server keeps, empty, for the next sandboxes are no sandbox's: of them there are sometimes more, sometimes fewer,
+/// and never more than a few.
 fn count_dirs_below(path: &Path) -> usize {
     let Ok(entries) = fs::read_dir(path) else { return 0 };
-    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let kept = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("spare-");
+    let dirs = entries.flatten().filter(|entry| !kept(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir()));
     dirs.map(|dir| 1 + count_dirs_below(&dir.path())).sum()
 }

@@ -90,6 +90,7 @@ impl Control {
             Write::Updated(()) | Write::Refused(()) => {}
             Write::Missing => return Err(no_snapshot(id_or_name)),
         }
+        inner.release_layers(&snapshot.image).await?;
         inner.collect_layers_later();
         Ok(snapshot)
     }

@@ -15,7 +15,7 @@ use crate::wire;
 /// An image.
 pub(crate) fn image_wire(image: &Image) -> wire::ImageInfo {
     let Image { name, tenant, layers, on_host: _, config, source, created_at } = image;
-    let ImageConfig { env, entrypoint: _, command, user, workdir, exposed_ports: _, labels: _, stop_signal: _ } = config;
+    let ImageConfig { env, entrypoint, command, user, workdir, exposed_ports, labels, stop_signal } = config;
     wire::ImageInfo {
         name: name.to_string(),
         global: tenant.is_none(),
@@ -31,9 +31,13 @@ pub(crate) fn image_wire(image: &Image) -> wire::ImageInfo {
         size_bytes: layers.iter().map(|Layer { id: _, size_bytes }| size_bytes).sum(),
         created_at: format_time(*created_at),
         env: env.clone(),
+        entrypoint: entrypoint.clone(),
         command: command.clone(),
         user: user.clone(),
         workdir: workdir.clone(),
+        exposed_ports: exposed_ports.iter().map(ToString::to_string).collect(),
+        labels: labels.clone(),
+        stop_signal: stop_signal.clone(),
     }
 }
 

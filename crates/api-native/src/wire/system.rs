@@ -25,7 +25,9 @@ pub(crate) struct ImageInfo {
     pub created_at: String,
     /// Environment of processes.
     pub env: TextMap,
-    /// Program and arguments to start.
+    /// Program and first arguments, which a request's command does not replace. Shown, not started.
+    pub entrypoint: Vec<String>,
+    /// Program and arguments to start, or the entrypoint's further arguments where there is one. Shown, not started.
     pub command: Vec<String>,
     /// User of processes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +35,13 @@ pub(crate) struct ImageInfo {
     /// Working directory of processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// Ports that it announces: `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Labels.
+    pub labels: TextMap,
+    /// Signal that asks its main process to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
 }
 
 /// One image.

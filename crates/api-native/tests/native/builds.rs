@@ -41,6 +41,21 @@ async fn a_dockerfile_and_steps_are_built_and_followed() {
 }
 
 #[tokio::test]
+async fn an_image_shows_what_its_dockerfile_said() {
+    let server = Server::new().await;
+    let dockerfile = "FROM host\nENV A=1\nLABEL team=blue\nEXPOSE 80 53/udp\nENTRYPOINT [\"run\"]\nCMD [\"it\"]\n\
+                      USER user\nSTOPSIGNAL SIGINT\n";
+    let begun = server.post(ADMIN, "/v1/builds", json!({"name": "made:1", "dockerfile": dockerfile})).await.expect(202);
+    assert_eq!(ended(&server, ADMIN, &begun).await.0["state"], "ready");
+    let image = server.get(ADMIN, "/v1/images/made:1").await.expect(200)["image"].clone();
+    assert_eq!(image["env"]["A"], "1");
+    assert_eq!(image["labels"], json!({"team": "blue"}));
+    assert_eq!(image["exposedPorts"], json!(["53/udp", "80/tcp"]));
+    assert_eq!((&image["entrypoint"], &image["command"]), (&json!(["run"]), &json!(["it"])));
+    assert_eq!((image["user"].as_str(), image["stopSignal"].as_str()), (Some("user"), Some("SIGINT")));
+}
+
+#[tokio::test]
 async fn a_wrong_build_is_refused_in_words() {
     let server = Server::new().await;
     let table = [

@@ -9,5 +9,6 @@ mod document;
 mod images;
 mod inside;
 mod registries;
+mod snapshots;
 mod sockets;
 mod support;
