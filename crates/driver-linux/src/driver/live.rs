@@ -98,6 +98,12 @@ impl Live {
         let _ = self.pidfd.readable().await;
     }
 
+    /// Whether the first process, and so every other, has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        // An error is no reason to think of it as alive.
+        sys::is_readable(self.pidfd.get_ref().as_fd()).unwrap_or(true)
+    }
+
     /// Whether processes were killed for want of memory since this was last asked.
     pub(super) fn new_oom_kills(&self) -> bool {
         let now = self.cgroups.oom_kills();
