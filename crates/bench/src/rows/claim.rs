@@ -1,6 +1,9 @@
 //! Claims of warm sandboxes at a given rate, arrivals as a Poisson process, refill on.
 
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -22,6 +25,7 @@ pub(crate) async fn claim(settings: &Settings) -> Result<Vec<Row>> {
     let server = settings.server().await?;
     let mut client = server.client().await?;
     make_pool(&mut client, settings.warm).await?;
+    let flushing = Flushing::begin(server.data_dir())?;
     let (give, take) = async_queue();
     let mut claimers = Vec::new();
     for _ in 0..CLAIMERS {
@@ -32,6 +36,7 @@ pub(crate) async fn claim(settings: &Settings) -> Result<Vec<Row>> {
     for claimer in claimers {
         all.merge(claimer.await.map_err(|error| BenchError::new(error.to_string()))??);
     }
+    let flushed = flushing.end()?;
     let warm_at_end = warm_now(&mut server.client().await?).await?;
     let claimed = all.held.len();
     give_back(&server, all.held).await?;
@@ -48,7 +53,44 @@ pub(crate) async fn claim(settings: &Settings) -> Result<Vec<Row>> {
         Row::number("claims that found no warm sandbox", all.empty as f64, "claims", claimed as u64 + all.empty)
             .note(stock)
             .target("none", all.empty == 0),
+        Row::durations("control: write + flush of a page beside it, same disk", &flushed),
     ])
+}
+
+/// Writes a page and flushes it, some twenty times a second, on the disk of the data directory: what a claim's commit does there at
+/// least, while the claims and the refill go on.
+struct Flushing {
+    ended: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<std::io::Result<Samples>>,
+}
+
+impl Flushing {
+    fn begin(directory: &Path) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(50);
+        const PAGE: [u8; 4096] = [1; 4096];
+        let file = tempfile::tempfile_in(directory)?;
+        file.write_all_at(&PAGE, 0)?;
+        file.sync_all()?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let mut samples = Samples::new();
+            while !seen.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                file.write_all_at(&PAGE, 0)?;
+                file.sync_data()?;
+                samples.add(begun.elapsed());
+                std::thread::sleep(PAUSE);
+            }
+            Ok(samples)
+        });
+        Ok(Self { ended, thread })
+    }
+
+    fn end(self) -> Result<Samples> {
+        self.ended.store(true, Ordering::Relaxed);
+        Ok(self.thread.join().map_err(|_| BenchError::new("the flushing thread panicked"))??)
+    }
 }
 
 /// What one connection, or all of them, claimed.
