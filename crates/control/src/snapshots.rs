@@ -82,7 +82,8 @@ impl Control {
         caller.require(Role::Member, "deleting snapshots")?;
         let inner = &self.inner;
         let snapshot = self.snapshot_get(caller, id_or_name).await?;
-        let means = |name: &ImageName| *name == snapshot.image.name || snapshot_name(name) == snapshot.name;
+        let named = |name: &ImageName| snapshot.name.as_ref().is_some_and(|own| snapshot_name(name).as_ref() == Some(own));
+        let means = |name: &ImageName| *name == snapshot.image.name || named(name);
         if let Some(user) = inner.image_user(&snapshot.image, means).await? {
             return Err(Error::new(ErrorKind::Conflict, format!("snapshot {id_or_name} is in use by {user}: delete that first")));
         }

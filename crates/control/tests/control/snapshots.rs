@@ -94,6 +94,23 @@ async fn a_snapshot_in_use_is_kept_and_its_layers_go_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_without_a_name_is_not_what_a_pool_of_another_one_means() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let id = world.created(&user).await;
+    let (kept, spare) =
+        (world.control.snapshot(&user, id, None).await.unwrap(), world.control.snapshot(&user, id, None).await.unwrap());
+    let mut pool = pool_request("p", 1);
+    let mut template = template_spec();
+    template.sandbox.image = kept.image.name.clone();
+    pool.template = TemplateSource::Inline(Box::new(template));
+    world.control.pool_create(&user, pool).await.unwrap();
+    world.control.snapshot_delete(&user, &spare.id.to_string()).await.unwrap();
+    let refused = world.control.snapshot_delete(&user, &kept.id.to_string()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Conflict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_are_their_tenants_and_a_name_goes_to_the_newest() {
     let world = World::new().await;
     let (ann, bob) = (world.owner("ann").await, world.owner("bob").await);
