@@ -3,11 +3,37 @@
 //! The wire types spell these fields out each time: `serde(flatten)` would take the field's name out of the error about a wrong
 //! type, and the API document would fall into `allOf` parts.
 
-use sandbank_control::SpecChange;
+use sandbank_control::{LeaseRequest, SpecChange};
 use sandbank_model::{ImageName, Resources, SandboxSpec, StringMap};
 
-use super::{ResourceTexts, ResourceValues, argv, environment, optional_text};
+use super::{ResourceTexts, ResourceValues, argv, environment, expiry_action, labels, optional_text, timeout};
 use crate::errors::ApiResult;
+use crate::wire;
+
+/// What a request says of a lease, unchecked: the same words in creates, claims and forks.
+pub(crate) struct LeaseFields {
+    pub(crate) timeout: Option<String>,
+    pub(crate) idle_timeout: Option<String>,
+    pub(crate) on_expiry: Option<wire::OnExpiry>,
+    pub(crate) metadata: Option<wire::TextMap>,
+    pub(crate) labels: Option<wire::TextMap>,
+    pub(crate) annotations: Option<wire::TextMap>,
+    pub(crate) env: Option<wire::TextMap>,
+}
+
+impl LeaseFields {
+    pub(crate) fn request(self) -> ApiResult<LeaseRequest> {
+        Ok(LeaseRequest {
+            timeout: self.timeout.map(|text| timeout("timeout", &text)).transpose()?,
+            idle_timeout: self.idle_timeout.map(|text| timeout("idleTimeout", &text)).transpose()?,
+            on_expiry: self.on_expiry.map(expiry_action),
+            metadata: labels("metadata", self.metadata)?,
+            labels: labels("labels", self.labels)?,
+            annotations: labels("annotations", self.annotations)?,
+            env: environment("env", self.env)?,
+        })
+    }
+}
 
 /// The fields, unchecked.
 #[derive(Debug, Default)]

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 
 use sandbank_agent_protocol::Metrics;
 use sandbank_control::{
-    Claim, CreateSandbox, CreateSource, LeaseRequest, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, WhenEmpty,
+    Claim, CreateSandbox, CreateSource, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, WhenEmpty,
 };
 use sandbank_http::{format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
-use super::{
-    CONTAINER, ResourceTexts, SpecFields, environment, expiry_action, image_name, labels, positive, pull_secret, timeout,
-};
+use super::{CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, positive, pull_secret, timeout};
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
 use crate::wire;
@@ -33,12 +31,12 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         image_pull_secret,
         template_name,
         snapshot,
-        labels: label_map,
+        labels,
         annotations,
         metadata,
         startup_timeout,
         idle_timeout,
-        timeout: life,
+        timeout,
         on_expiry,
         when_empty,
         env,
@@ -51,15 +49,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         command,
     } = request;
     let startup_timeout = startup_timeout.map(|text| positive("startupTimeout", &text)).transpose()?;
-    let lease = LeaseRequest {
-        timeout: life.map(|text| timeout("timeout", &text)).transpose()?,
-        idle_timeout: idle_timeout.map(|text| timeout("idleTimeout", &text)).transpose()?,
-        on_expiry: on_expiry.map(expiry_action),
-        metadata: labels("metadata", metadata)?,
-        labels: labels("labels", label_map)?,
-        annotations: labels("annotations", annotations)?,
-        env: environment("env", env)?,
-    };
+    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env }.request()?;
     let image = chosen_image(image, container_images)?;
     let image_credentials = image_pull_secret.map(pull_secret).transpose()?.flatten();
     let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };

@@ -1,10 +1,10 @@
 //! Snapshots and forks.
 
-use sandbank_control::{Fork, LeaseRequest, SandboxView};
+use sandbank_control::{Fork, SandboxView};
 use sandbank_http::format_time;
 use sandbank_model::{Snapshot, SnapshotName};
 
-use super::{Shown, environment, expiry_action, labels, sandbox_wire, timeout};
+use super::{LeaseFields, Shown, sandbox_wire};
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
 
@@ -26,17 +26,8 @@ pub(crate) fn snapshot_wire(snapshot: &Snapshot) -> wire::Snapshot {
 }
 
 pub(crate) fn fork_model(request: wire::ForkRequest) -> ApiResult<Fork> {
-    let wire::ForkRequest { count, timeout: life, idle_timeout, on_expiry, labels: label_map, annotations, metadata, env } =
-        request;
-    let lease = LeaseRequest {
-        timeout: life.map(|text| timeout("timeout", &text)).transpose()?,
-        idle_timeout: idle_timeout.map(|text| timeout("idleTimeout", &text)).transpose()?,
-        on_expiry: on_expiry.map(expiry_action),
-        metadata: labels("metadata", metadata)?,
-        labels: labels("labels", label_map)?,
-        annotations: labels("annotations", annotations)?,
-        env: environment("env", env)?,
-    };
+    let wire::ForkRequest { count, timeout, idle_timeout, on_expiry, labels, annotations, metadata, env } = request;
+    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env }.request()?;
     Ok(Fork { count: count.unwrap_or(1), lease })
 }
 
