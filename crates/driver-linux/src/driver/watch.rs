@@ -77,13 +77,15 @@ type CpuUsed = HashMap<SandboxId, u64>;
 fn busy_since(all: Vec<Arc<Live>>, before: &CpuUsed) -> (Vec<Arc<Live>>, CpuUsed) {
     let mut now = CpuUsed::with_capacity(all.len());
     let busy = all.into_iter().filter(|live| {
-        let (used, known) = (live.cgroups.cpu_used_us(), before.get(&live.id));
-        let idle = live.is_frozen() || (used > 0 && known == Some(&used));
+        let known = before.get(&live.id).copied();
         // A frozen one is looked at when it has thawed.
-        if let Some(seen) = if live.is_frozen() { known.copied() } else { Some(used) } {
-            now.insert(live.id, seen);
+        if live.is_frozen() {
+            now.extend(known.map(|known| (live.id, known)));
+            return false;
         }
-        !idle
+        let used = live.cgroups.cpu_used_us();
+        now.insert(live.id, used);
+        used == 0 || known != Some(used)
     });
     (busy.collect(), now)
 }
