@@ -16,6 +16,7 @@ use sandbank_oci::{
     spool_archive,
 };
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use super::layers::{LayersProgress, take_layers};
 use crate::background::blocking;
@@ -112,11 +113,12 @@ impl Control {
             Error::new(ErrorKind::NoCapacity, "as many images as may be are being exported: try again in a moment")
         })?;
         let layers = inner.layers_in_use.clone().read_owned().await;
-        let (given_up, scratch) = (GivenUp::default(), inner.settings.scratch_dir.clone());
-        let wanted = given_up.flag();
+        let (given_up, scratch) = (CancellationToken::new(), inner.settings.scratch_dir.clone());
+        // The writer on another thread hears of it when nobody wants the archive any more.
+        let _until_dropped = given_up.clone().drop_guard();
         let (name, file_name) = (reference(inner.settings.pulls.registries.as_ref(), &image.name), file_name(&image.name));
         let (file, size_bytes, place) = blocking(move || {
-            let (file, size_bytes) = spool(&driver, &image, name, compression, &scratch, &wanted)?;
+            let (file, size_bytes) = spool(&driver, &image, name, compression, &scratch, &given_up)?;
             // Held up to here also when nobody waits any more.
             drop(layers);
             Ok::<_, Error>((file, size_bytes, place))
@@ -212,12 +214,12 @@ fn spool(
     name: Option<Reference>,
     compression: Compression,
     scratch: &Path,
-    given_up: &Arc<AtomicBool>,
+    given_up: &CancellationToken,
 ) -> Result<(File, u64)> {
     let failure: Failure = Arc::default();
     let layer = |layer: &Layer| -> Box<dyn LayerTar> {
         let (driver, layer) = (Arc::clone(driver), layer.clone());
-        Box::new(StoredLayer { driver, layer, given_up: Arc::clone(given_up), failure: Arc::clone(&failure) })
+        Box::new(StoredLayer { driver, layer, given_up: given_up.clone(), failure: Arc::clone(&failure) })
     };
     let millis = i64::try_from(image.created_at.as_millis()).unwrap_or(i64::MAX);
     let export = ExportImage {
@@ -237,27 +239,11 @@ fn spool(
 
 type Failure = Arc<Mutex<Option<Error>>>;
 
-/// Tells a writer on another thread, when it is dropped, that nobody wants the archive any more.
-#[derive(Default)]
-struct GivenUp(Arc<AtomicBool>);
-
-impl GivenUp {
-    fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl Drop for GivenUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A layer in the driver's store.
 struct StoredLayer {
     driver: Arc<dyn Driver>,
     layer: Layer,
-    given_up: Arc<AtomicBool>,
+    given_up: CancellationToken,
     failure: Failure,
 }
 
@@ -281,7 +267,7 @@ struct StoredReader<'a> {
 
 impl Read for StoredReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.layer.given_up.load(Ordering::Relaxed) {
+        if self.layer.given_up.is_cancelled() {
             return Err(io::Error::other("the archive is no longer wanted"));
         }
         self.reader.read(buffer).inspect_err(|error| {
