@@ -46,6 +46,8 @@ enum Row {
     Claim,
     /// Create without a pool, until the agent has answered.
     Create,
+    /// Claims one after the other, nothing beside them.
+    ClaimAlone,
     /// Claim and a first `true`.
     ClaimExec,
     /// `true` on a held sandbox.
@@ -131,8 +133,9 @@ fn main() -> ExitCode {
 }
 
 /// The rows in the order in which they are measured, as they are called where one fails.
-const ROWS: [(Row, &str); 13] = [
+const ROWS: [(Row, &str); 14] = [
     (Row::Create, "create without a pool"),
+    (Row::ClaimAlone, "claim alone"),
     (Row::ClaimExec, "claim + first true"),
     (Row::Exec, "exec true"),
     (Row::Pause, "pause and resume"),
@@ -151,6 +154,7 @@ async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
     match row {
         Row::All => Ok(Vec::new()),
         Row::Create => rows::create(settings).await,
+        Row::ClaimAlone => rows::claim_alone(settings).await,
         Row::ClaimExec => rows::claim_exec(settings).await,
         Row::Exec => rows::exec(settings).await,
         Row::Pause => rows::pause(settings).await,

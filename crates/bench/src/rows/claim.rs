@@ -57,6 +57,57 @@ pub(crate) async fn claim(settings: &Settings) -> Result<Vec<Row>> {
     ])
 }
 
+/// Claims one after the other while nothing else goes on: what a claim itself takes. Beside them, turn by turn, what any request and
+/// what any commit takes here at least: a health check over the same connection, and a page written and flushed.
+///
+/// More than half of the stock stays, so the refill waits and its work is not in the row.
+pub(crate) async fn claim_alone(settings: &Settings) -> Result<Vec<Row>> {
+    let server = settings.server().await?;
+    let mut client = server.client().await?;
+    make_pool(&mut client, settings.repeat * 2 + 20).await?;
+    let page = Page::on_disk_of(server.data_dir())?;
+    let (mut claims, mut checks, mut flushes) = (Samples::new(), Samples::new(), Samples::new());
+    let mut held = Vec::new();
+    for _ in 0..settings.repeat {
+        let begun = Instant::now();
+        held.push(claim_one(&mut client).await?);
+        claims.add(begun.elapsed());
+        let begun = Instant::now();
+        client.get("/health").await?;
+        checks.add(begun.elapsed());
+        flushes.add(page.flush()?);
+    }
+    give_back(&server, held).await?;
+    drain(&server, &mut client).await?;
+    Ok(vec![
+        Row::durations("claim warm, one after the other, nothing beside", &claims),
+        Row::durations("control: health check, turn by turn with it", &checks),
+        Row::durations("control: write + flush of a page, turn by turn with it", &flushes),
+    ])
+}
+
+/// A page of a file on the disk of the data directory.
+struct Page(std::fs::File);
+
+impl Page {
+    const BYTES: [u8; 4096] = [1; 4096];
+
+    fn on_disk_of(directory: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(directory)?;
+        file.write_all_at(&Self::BYTES, 0)?;
+        file.sync_all()?;
+        Ok(Self(file))
+    }
+
+    /// Writes it and flushes it; how long that took.
+    fn flush(&self) -> std::io::Result<Duration> {
+        let begun = Instant::now();
+        self.0.write_all_at(&Self::BYTES, 0)?;
+        self.0.sync_data()?;
+        Ok(begun.elapsed())
+    }
+}
+
 /// Writes a page and flushes it, some twenty times a second, on the disk of the data directory: what a claim's commit does there at
 /// least, while the claims and the refill go on.
 struct Flushing {
@@ -67,19 +118,13 @@ struct Flushing {
 impl Flushing {
     fn begin(directory: &Path) -> Result<Self> {
         const PAUSE: Duration = Duration::from_millis(50);
-        const PAGE: [u8; 4096] = [1; 4096];
-        let file = tempfile::tempfile_in(directory)?;
-        file.write_all_at(&PAGE, 0)?;
-        file.sync_all()?;
+        let page = Page::on_disk_of(directory)?;
         let ended = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&ended);
         let thread = std::thread::spawn(move || {
             let mut samples = Samples::new();
             while !seen.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                file.write_all_at(&PAGE, 0)?;
-                file.sync_data()?;
-                samples.add(begun.elapsed());
+                samples.add(page.flush()?);
                 std::thread::sleep(PAUSE);
             }
             Ok(samples)

@@ -10,7 +10,7 @@ mod restart;
 mod single;
 
 pub(crate) use churn::churn;
-pub(crate) use claim::claim;
+pub(crate) use claim::{claim, claim_alone};
 pub(crate) use files::files;
 pub(crate) use idle::idle;
 pub(crate) use images::{build, commit, layers};
