@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use sandbank_driver::{CreateRequest, Driver, DriverError};
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Failure, FailureReason, Image, Lease,
-    Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout, Timestamp,
+    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
+    Timestamp,
 };
 use sandbank_store::Write;
 use tokio::sync::Semaphore;
@@ -190,7 +191,7 @@ impl Inner {
     ) -> Result<DriverHandle> {
         let driver = Arc::clone(self.driver(&sandbox.driver)?);
         let image = sandbox.image.clone().ok_or_else(|| Error::invalid("the sandbox has no image"))?;
-        let request = CreateRequest { id: sandbox.id, spec: sandbox.spec.clone(), image };
+        let request = CreateRequest { id: sandbox.id, spec: sandbox.spec.clone(), image, network: NetworkPlan::closed() };
         let handle = create_in_time(driver.as_ref(), request, place).await?;
         if !sandbox.spec.command.is_empty() {
             self.start_command(driver.as_ref(), sandbox, &handle).await?;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metrics::gauge;
-use sandbank_driver::{Capability, Driver, DriverEvent};
+use sandbank_driver::{Capability, DeniedDestination, Driver, DriverEvent};
 use sandbank_model::{Actor, EventKind, FailureReason, SandboxId, State};
 use sandbank_store::SandboxFilter;
 use tokio::sync::mpsc;
@@ -178,11 +178,17 @@ impl Inner {
                 (id, FailureReason::DiskLimit, message)
             }
             DriverEvent::OutOfMemory { id } => return self.note_out_of_memory(id).await,
+            DriverEvent::Denied { id, destinations } => return self.note_denied(id, &destinations).await,
         };
         if self.store.sandbox_get(id).await?.is_none() {
             return Ok(());
         }
         self.fail(id, reason, &message).await
+    }
+
+    async fn note_denied(&self, id: SandboxId, destinations: &[DeniedDestination]) -> Result<()> {
+        tracing::info!(sandbox = %id, count = destinations.len(), "connections were refused as the network policy says");
+        Ok(())
     }
 
     async fn note_out_of_memory(&self, id: SandboxId) -> Result<()> {

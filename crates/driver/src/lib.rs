@@ -9,10 +9,12 @@ mod fake;
 pub use fake::{AgentFault, Calls, FakeDriver, FakeFaults, Method, Responder};
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use async_trait::async_trait;
 use sandbank_agent_protocol::{ClientError, Connection, Metrics, Request};
-use sandbank_model::{DriverHandle, Image, ImageConfig, Layer, SandboxId, SandboxSpec};
+use sandbank_model::{DriverHandle, Image, ImageConfig, Layer, NamedAddress, NetworkPlan, SandboxId, SandboxSpec};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 /// What a driver can do. What it cannot is refused with [`DriverError::Unsupported`], never silently skipped.
@@ -40,11 +42,13 @@ pub enum Capability {
     PidsLimit,
     /// Enforce the disk limit.
     DiskLimit,
+    /// Connections to the outside, as far as a plan allows them.
+    Network,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Pause,
         Self::Exec,
         Self::Files,
@@ -56,6 +60,7 @@ impl Capability {
         Self::CpuLimit,
         Self::PidsLimit,
         Self::DiskLimit,
+        Self::Network,
     ];
 
     /// The word for people.
@@ -73,6 +78,7 @@ impl Capability {
             Self::CpuLimit => "cpu limit",
             Self::PidsLimit => "pids limit",
             Self::DiskLimit => "disk limit",
+            Self::Network => "network",
         }
     }
 }
@@ -167,6 +173,8 @@ pub struct CreateRequest {
     pub spec: SandboxSpec,
     /// The image that `spec.image` resolved to.
     pub image: Image,
+    /// What it may reach. A driver without [`Capability::Network`] makes sandboxes that reach nothing and leaves this alone.
+    pub network: NetworkPlan,
 }
 
 /// A sandbox that exists: its id and the driver's own note on it.
@@ -204,7 +212,48 @@ pub enum DriverEvent {
         /// The limit.
         limit_bytes: u64,
     },
+    /// Its connections were refused, as its plan says. Told at most once for each destination in a while.
+    Denied {
+        /// Which.
+        id: SandboxId,
+        /// Where they wanted to go.
+        destinations: Vec<DeniedDestination>,
+    },
 }
+
+/// Where a connection wanted to go that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeniedDestination {
+    /// Address.
+    pub address: IpAddr,
+    /// Port; 0 for what has no ports.
+    pub port: u16,
+}
+
+/// Bytes that crossed a sandbox's network interface since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Into the sandbox.
+    pub in_bytes: u64,
+    /// Out of it.
+    pub out_bytes: u64,
+}
+
+/// Where the host's own services for sandboxes listen: reached from inside every sandbox, and from nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkServices {
+    /// Addresses of the resolver, UDP and TCP port 53; each sandbox's `/etc/resolv.conf` names them.
+    pub resolvers: Vec<SocketAddr>,
+    /// Where connections to port 80 arrive that are [checked](sandbank_model::Checked).
+    pub http: Vec<SocketAddr>,
+    /// Where connections to port 443 arrive that are checked.
+    pub tls: Vec<SocketAddr>,
+}
+
+/// A byte stream to a port inside a sandbox. Shutting its writing side down is a half close.
+pub trait PortIo: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> PortIo for T {}
 
 /// What `adopt` found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -283,6 +332,38 @@ pub trait Driver: Send + Sync + 'static {
     /// Takes over after a restart: finds out which of `known` are alive, and destroys everything else that this driver ever
     /// made in its data directory.
     async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError>;
+
+    /// Puts another network plan in force. New connections follow it when this returns; those that exist and are no longer allowed
+    /// are refused with their next packet.
+    async fn set_network(&self, _target: Target<'_>, _plan: NetworkPlan) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { capability: Capability::Network })
+    }
+
+    /// Opens addresses that were answered for names, each for its life; in force when this returns.
+    async fn open_names(&self, _id: SandboxId, _addresses: Vec<NamedAddress>) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { capability: Capability::Network })
+    }
+
+    /// Where the host's services for sandboxes are to listen; `None` where sandboxes reach nothing.
+    fn network_services(&self) -> Option<NetworkServices> {
+        None
+    }
+
+    /// Whose connections come from this address. No sandbox can send from another's.
+    fn sandbox_at(&self, _source: IpAddr) -> Option<SandboxId> {
+        None
+    }
+
+    /// What crossed its network interface.
+    async fn traffic(&self, _target: Target<'_>) -> Result<Traffic, DriverError> {
+        Err(DriverError::Unsupported { capability: Capability::Network })
+    }
+
+    /// Connects to a TCP port inside without going through the agent, where the driver can; `None` where it cannot. Tries
+    /// 127.0.0.1 first, then ::1.
+    async fn dial(&self, _target: Target<'_>, _port: u16) -> Option<std::io::Result<Box<dyn PortIo>>> {
+        None
+    }
 
     /// What happens to sandboxes without being asked. Can be taken once; `None` afterwards.
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>>;

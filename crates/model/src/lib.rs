@@ -10,6 +10,7 @@ mod ids;
 mod image;
 mod lease;
 mod name;
+mod network;
 mod planner;
 mod pool;
 mod registry;
@@ -30,6 +31,10 @@ pub use ids::{
 pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};
+pub use network::{
+    AddressRange, Checked, Destination, NameGroup, NamedAddress, NetworkLimits, NetworkPlan, PlanRule, PortRange, Transport,
+    Verdict,
+};
 pub use planner::{BURST_GAP, GENTLE_AFTER_CLAIM, Pace, PoolCounts, PoolPlan, PoolSnapshot, plan_pool};
 pub use pool::{
     Autoscaling, Counting, InvalidSizing, Overrides, Pool, PoolPhase, PoolPolicies, PoolState, ReleaseAction, ScaleDownPolicy,

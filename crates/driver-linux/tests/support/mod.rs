@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sandbank_agent_protocol::{ExitStatus, Frame, Reply, Request, StartProcess, Stream};
 use sandbank_driver::{CreateRequest, Driver, DriverError, DriverEvent, Target};
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
-use sandbank_model::{DriverHandle, Image, ImageName, ImageSource, SandboxId, SandboxSpec, Timestamp};
+use sandbank_model::{DriverHandle, Image, ImageName, ImageSource, NetworkPlan, SandboxId, SandboxSpec, Timestamp};
 use tokio::sync::mpsc;
 
 /// Longest wait for anything that should happen soon.
@@ -97,7 +97,7 @@ impl Fixture {
             source: ImageSource::Host,
             created_at: Timestamp::from_millis(0),
         };
-        CreateRequest { id, spec: SandboxSpec::of_image(name), image }
+        CreateRequest { id, spec: SandboxSpec::of_image(name), image, network: NetworkPlan::closed() }
     }
 
     /// A shell script inside, as root; its output and how it ended.
@@ -324,7 +324,10 @@ pub async fn event_of(events: &mut mpsc::Receiver<DriverEvent>, wanted: SandboxI
     loop {
         let event = tokio::time::timeout(SOON, events.recv()).await.expect("an event comes in time").expect("the driver runs");
         let id = match &event {
-            DriverEvent::Ended { id, .. } | DriverEvent::OutOfMemory { id } | DriverEvent::DiskLimit { id, .. } => *id,
+            DriverEvent::Ended { id, .. }
+            | DriverEvent::OutOfMemory { id }
+            | DriverEvent::DiskLimit { id, .. }
+            | DriverEvent::Denied { id, .. } => *id,
         };
         if id == wanted {
             return event;

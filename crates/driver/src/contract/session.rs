@@ -9,7 +9,7 @@ use sandbank_agent_protocol::{
     AgentError, ClientError, Connection, ErrorKind, ExitStatus, FileStat, Frame, OpenMode, ReadFile, Reply, Request,
     StartProcess, Stream, WriteFile,
 };
-use sandbank_model::{DriverHandle, Image, SandboxId, SandboxSpec, Timestamp};
+use sandbank_model::{DriverHandle, Image, NetworkPlan, SandboxId, SandboxSpec, Timestamp};
 
 use super::Subject;
 use crate::{CreateRequest, Driver, DriverError, Target};
@@ -74,7 +74,12 @@ impl<'a> Held<'a> {
     /// Makes one of this id from this image.
     pub async fn create_from(subject: &'a Subject, id: SandboxId, image: &Image) -> Result<Held<'a>, DriverError> {
         let driver = &*subject.driver;
-        let request = CreateRequest { id, spec: SandboxSpec::of_image(image.name.clone()), image: image.clone() };
+        let request = CreateRequest {
+            id,
+            spec: SandboxSpec::of_image(image.name.clone()),
+            image: image.clone(),
+            network: NetworkPlan::closed(),
+        };
         let handle = within("create", driver.create(request)).await?;
         Ok(Self { driver, id, handle })
     }

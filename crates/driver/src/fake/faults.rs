@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbank_model::SandboxId;
+use sandbank_model::{NamedAddress, NetworkPlan, SandboxId};
 
 use super::world::World;
 use super::{FakeDriver, lock};
@@ -51,6 +51,8 @@ pub enum Method {
     Commit,
     /// `retain_layers`
     Retain,
+    /// `set_network`
+    SetNetwork,
 }
 
 /// How a method misbehaves.
@@ -176,6 +178,21 @@ impl FakeFaults {
     #[must_use]
     pub fn sandboxes(&self) -> BTreeMap<SandboxId, bool> {
         lock(&self.world.state).sandboxes.iter().map(|(id, sandbox)| (*id, sandbox.is_frozen())).collect()
+    }
+
+    /// What the sandbox may reach; `None` when there is no such sandbox.
+    #[must_use]
+    pub fn network(&self, id: SandboxId) -> Option<NetworkPlan> {
+        let sandbox = lock(&self.world.state).sandboxes.get(&id).cloned()?;
+        let plan = lock(&sandbox.network).clone();
+        Some(plan)
+    }
+
+    /// What was opened for names in this sandbox, in order.
+    #[must_use]
+    pub fn opened(&self, id: SandboxId) -> Vec<NamedAddress> {
+        let sandbox = lock(&self.world.state).sandboxes.get(&id).cloned();
+        sandbox.map(|sandbox| lock(&sandbox.opened).clone()).unwrap_or_default()
     }
 
     /// The layers that exist.

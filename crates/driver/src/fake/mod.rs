@@ -16,12 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use sandbank_agent_protocol::{Connection, Metrics, Request};
-use sandbank_model::{DriverHandle, Image, ImageConfig, Layer, SandboxId};
+use sandbank_model::{DriverHandle, Image, ImageConfig, Layer, NamedAddress, NetworkPlan, SandboxId};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers,
+    Target, Traffic,
 };
 use files::FileTree;
 use world::{FakeSandbox, World};
@@ -165,7 +166,7 @@ impl Driver for FakeDriver {
         self.world.remove(request.id);
         let files = self.files_of(&request.image)?;
         let handle = DriverHandle(format!("fake:{}", request.id));
-        let sandbox = FakeSandbox::new(handle.clone(), request.spec, files);
+        let sandbox = FakeSandbox::new(handle.clone(), request.spec, files, request.network);
         lock(&self.world.state).sandboxes.insert(request.id, sandbox);
         Ok(handle)
     }
@@ -229,6 +230,26 @@ impl Driver for FakeDriver {
             }
         }
         Ok(adopted)
+    }
+
+    async fn set_network(&self, target: Target<'_>, plan: NetworkPlan) -> Result<(), DriverError> {
+        self.capabilities.require(Capability::Network)?;
+        self.call(Method::SetNetwork).await?;
+        *lock(&self.sandbox(target)?.network) = plan;
+        Ok(())
+    }
+
+    async fn open_names(&self, id: SandboxId, addresses: Vec<NamedAddress>) -> Result<(), DriverError> {
+        self.capabilities.require(Capability::Network)?;
+        let sandbox = lock(&self.world.state).sandboxes.get(&id).cloned().ok_or(DriverError::Gone { id })?;
+        lock(&sandbox.opened).extend(addresses);
+        Ok(())
+    }
+
+    async fn traffic(&self, target: Target<'_>) -> Result<Traffic, DriverError> {
+        self.capabilities.require(Capability::Network)?;
+        self.sandbox(target)?;
+        Ok(Traffic::default())
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

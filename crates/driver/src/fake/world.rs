@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use sandbank_model::{DriverHandle, SandboxId, SandboxSpec};
+use sandbank_model::{DriverHandle, NamedAddress, NetworkPlan, SandboxId, SandboxSpec};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::faults::{AgentFault, Calls, Method, MethodFault, Responder};
@@ -77,11 +77,14 @@ pub(super) struct FakeSandbox {
     pub(super) files: Mutex<FileTree>,
     pub(super) changes: broadcast::Sender<Change>,
     pub(super) processes: Processes,
+    pub(super) network: Mutex<NetworkPlan>,
+    /// What was opened for names, in order.
+    pub(super) opened: Mutex<Vec<NamedAddress>>,
     pulse: watch::Sender<Pulse>,
 }
 
 impl FakeSandbox {
-    pub(super) fn new(handle: DriverHandle, spec: SandboxSpec, files: FileTree) -> Arc<Self> {
+    pub(super) fn new(handle: DriverHandle, spec: SandboxSpec, files: FileTree, network: NetworkPlan) -> Arc<Self> {
         let pulse = watch::Sender::new(Pulse::Running);
         Arc::new(Self {
             handle,
@@ -90,6 +93,8 @@ impl FakeSandbox {
             files: Mutex::new(files),
             changes: broadcast::Sender::new(CHANGES_KEPT),
             processes: Processes::new(),
+            network: Mutex::new(network),
+            opened: Mutex::default(),
             pulse,
         })
     }
