@@ -20,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::launcher::{Answer, FDS_VARIABLE, MakeOrder, Order, PACKET_MAX};
+use crate::network::NetworkOrder;
 use crate::{channel, sys};
 
 /// Longest wait until an earlier launcher, or a child that it had begun, has left the data directory.
@@ -58,6 +59,8 @@ pub(crate) struct Begun {
     pub(crate) pid: u32,
     /// Its pidfd.
     pub(crate) pidfd: OwnedFd,
+    /// Which addresses it has, if any.
+    pub(crate) network: Option<u16>,
     /// Tells when setting up fails.
     pub(crate) failure: FailureWatch,
 }
@@ -90,6 +93,7 @@ pub(crate) struct LauncherClient {
     lock_path: PathBuf,
     sandboxes: PathBuf,
     cgroup_bases: Vec<PathBuf>,
+    network: Option<NetworkOrder>,
     seq: AtomicU64,
     current: tokio::sync::Mutex<Option<Arc<Running>>>,
 }
@@ -97,7 +101,7 @@ pub(crate) struct LauncherClient {
 /// Who waits for the answers to one order.
 #[derive(Debug)]
 struct Waiter {
-    begun: Option<oneshot::Sender<(u32, OwnedFd)>>,
+    begun: Option<oneshot::Sender<(u32, OwnedFd, Option<u16>)>>,
     failed: oneshot::Sender<LaunchError>,
 }
 
@@ -112,8 +116,15 @@ struct Running {
 
 impl LauncherClient {
     /// For launchers that work in `sandboxes` and in the cgroups below `cgroup_bases`, one at a time, as the lock file says.
-    pub(crate) fn new(command: Vec<OsString>, lock_path: PathBuf, sandboxes: PathBuf, cgroup_bases: Vec<PathBuf>) -> Self {
-        Self { command, lock_path, sandboxes, cgroup_bases, seq: AtomicU64::new(1), current: tokio::sync::Mutex::new(None) }
+    pub(crate) fn new(
+        command: Vec<OsString>,
+        lock_path: PathBuf,
+        sandboxes: PathBuf,
+        cgroup_bases: Vec<PathBuf>,
+        network: Option<NetworkOrder>,
+    ) -> Self {
+        let current = tokio::sync::Mutex::new(None);
+        Self { command, lock_path, sandboxes, cgroup_bases, network, seq: AtomicU64::new(1), current }
     }
 
     /// Pid of the running one.
@@ -143,7 +154,7 @@ impl LauncherClient {
             }
         });
         match answered.await {
-            Ok(Ok((pid, pidfd))) => Ok(Begun { pid, pidfd, failure }),
+            Ok(Ok((pid, pidfd, network))) => Ok(Begun { pid, pidfd, network, failure }),
             Ok(Err(Some(error))) => Err(error),
             // The waiter is gone: the failure says why, or the launcher died.
             Ok(Err(None)) => Err(failure.wait().await),
@@ -188,7 +199,11 @@ impl LauncherClient {
                 tracing::info!(pid = child.id(), ?status, "the launcher ended");
             })
             .map_err(|error| failed(error.to_string()))?;
-        let configure = Order::Configure { sandboxes: self.sandboxes.clone(), cgroup_bases: self.cgroup_bases.clone() };
+        let configure = Order::Configure {
+            sandboxes: self.sandboxes.clone(),
+            cgroup_bases: self.cgroup_bases.clone(),
+            network: self.network.clone(),
+        };
         running
             .send(&configure)
             .await
@@ -302,9 +317,9 @@ impl Running {
     fn dispatch(&self, answer: Answer, pidfd: Option<OwnedFd>) {
         let mut waiters = self.waiters();
         match (answer, pidfd) {
-            (Answer::Begun { seq, pid }, Some(pidfd)) => {
+            (Answer::Begun { seq, pid, network }, Some(pidfd)) => {
                 if let Some(begun) = waiters.get_mut(&seq).and_then(|waiter| waiter.begun.take()) {
-                    let _ = begun.send((pid, pidfd));
+                    let _ = begun.send((pid, pidfd, network));
                 }
             }
             (Answer::Begun { seq, .. }, None) => {

@@ -10,6 +10,7 @@ pub mod image;
 mod launch;
 mod launcher;
 mod manifest;
+mod network;
 mod ranges;
 mod remover;
 pub mod seccomp;

@@ -34,6 +34,9 @@ pub(crate) struct Manifest {
     pub(crate) limits: Resources,
     /// Image layers that it is made of.
     pub(crate) layers: Vec<String>,
+    /// Number of its addresses in the server's block. Absent: it has only loopback.
+    #[serde(default)]
+    pub(crate) network: Option<u16>,
 }
 
 impl Manifest {

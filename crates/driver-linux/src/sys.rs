@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -74,6 +74,21 @@ pub(crate) unsafe fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Res
 pub(crate) fn setns(namespace: BorrowedFd<'_>, nstype: c_int) -> Result<(), Errno> {
     // SAFETY: setns takes a descriptor and an integer and touches no memory of ours.
     check(unsafe { libc::syscall(libc::SYS_setns, namespace.as_raw_fd(), nstype) }).map(drop)
+}
+
+/// Does something in another network namespace, on this thread and without a break, and comes back: sockets opened there stay there.
+///
+/// # Panics
+/// Never: a thread that cannot come back would go on in the wrong place, so the process ends instead.
+pub(crate) fn within_network<T>(namespace: BorrowedFd<'_>, action: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let own = rustix::fs::open("/proc/thread-self/ns/net", flags, rustix::fs::Mode::empty())?;
+    setns(namespace, libc::CLONE_NEWNET)?;
+    let result = action();
+    if setns(own.as_fd(), libc::CLONE_NEWNET).is_err() {
+        std::process::abort();
+    }
+    result
 }
 
 /// unshare(2) for namespaces only (never `CLONE_FILES` or `CLONE_FS`, which would break assumptions of std).

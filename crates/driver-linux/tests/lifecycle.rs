@@ -54,7 +54,7 @@ async fn root_inside_is_somebody_else_outside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn inside_are_only_its_own_processes_host_name_and_loopback() {
+async fn inside_are_only_its_own_processes_host_name_and_interfaces() {
     if !can_run() {
         return;
     }
@@ -66,7 +66,7 @@ async fn inside_are_only_its_own_processes_host_name_and_loopback() {
     assert_eq!(lines[0], "box-7", "{output:?}");
     // The agent, the shell, ls and wc.
     assert!(lines[1].parse::<u32>().unwrap() <= 4, "{output:?}");
-    assert_eq!(lines[2], "lo", "{output:?}");
+    assert_eq!(lines[2..4], ["eth0", "lo"], "{output:?}");
     let other = fixture.create().await;
     let default = fixture.shell(&other, "hostname").await;
     assert_eq!(default.stdout.trim(), &other.id.uuid().simple().to_string()[20..]);

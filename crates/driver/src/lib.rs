@@ -333,9 +333,9 @@ pub trait Driver: Send + Sync + 'static {
     /// made in its data directory.
     async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError>;
 
-    /// Puts another network plan in force. New connections follow it when this returns; those that exist and are no longer allowed
+    /// Puts another network plan in force, and opens what was answered for its names. New connections follow it when this returns; those that exist and are no longer allowed
     /// are refused with their next packet.
-    async fn set_network(&self, _target: Target<'_>, _plan: NetworkPlan) -> Result<(), DriverError> {
+    async fn set_network(&self, _target: Target<'_>, _plan: NetworkPlan, _named: Vec<NamedAddress>) -> Result<(), DriverError> {
         Err(DriverError::Unsupported { capability: Capability::Network })
     }
 

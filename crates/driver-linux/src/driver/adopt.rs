@@ -74,6 +74,7 @@ impl Shared {
                         // Adopted a second time; one watcher is enough.
                         before.stop_watching();
                     }
+                    self.note_number(live);
                     self.watch(live);
                 }
                 Found::Alive(_) => adopted.orphans.push(*id),

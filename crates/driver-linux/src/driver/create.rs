@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use sandbank_driver::{CreateRequest, DriverError};
-use sandbank_model::{DriverHandle, SandboxId};
+use sandbank_model::{DriverHandle, NetworkPlan, SandboxId};
 use tokio::sync::oneshot;
 
 use super::destroy::clear_cgroups;
@@ -55,7 +55,7 @@ impl Shared {
             let order = self.order(&request)?;
             let kept = order.cgroups.iter().any(|order| order.kept).then(|| order.manifest.cgroups.clone());
             let skeleton = order.skeleton.clone();
-            let result = self.try_create(order).await;
+            let result = self.try_create(order, &request.network).await;
             let Err(error) = result else { return result.map_err(into_driver_error) };
             self.destroy(id).await?;
             self.give_back(skeleton, kept).await?;
@@ -78,15 +78,17 @@ impl Shared {
         .await
     }
 
-    async fn try_create(self: &Arc<Self>, order: MakeOrder) -> Result<DriverHandle, LaunchError> {
+    async fn try_create(self: &Arc<Self>, order: MakeOrder, plan: &NetworkPlan) -> Result<DriverHandle, LaunchError> {
         let manifest = order.manifest.clone();
         let begun = self.launcher.begin(order).await?;
-        let Begun { pid, pidfd, mut failure } = begun;
+        let Begun { pid, pidfd, network, mut failure } = begun;
+        let manifest = Manifest { network, ..manifest };
         let live = Live::new(&manifest, pid, pidfd)
             .map_err(|error| LaunchError::Unavailable(failed("watch the first process", io_errno(&error))))?;
         let live = Arc::new(live);
         self.live().insert(live.id, Arc::clone(&live));
         self.await_agent(&live, &mut failure).await?;
+        self.join_network(&live, plan).await.map_err(LaunchError::Unavailable)?;
         live.set_complete();
         self.watch(&live);
         Ok(live.handle())
@@ -119,8 +121,17 @@ impl Shared {
         let kept = self.cgroup_stock.take(&limits);
         let (cgroups, is_kept) = kept.map_or_else(|| (self.cgroups.sandbox(request.id), false), |kept| (kept, true));
         let orders = self.cgroups.orders(&cgroups, &limits, is_kept);
-        let manifest =
-            Manifest { id: request.id, pid: 0, start_ticks: 0, boot_id: self.boot_id.clone(), range, cgroups, limits, layers };
+        let manifest = Manifest {
+            id: request.id,
+            pid: 0,
+            start_ticks: 0,
+            boot_id: self.boot_id.clone(),
+            range,
+            cgroups,
+            limits,
+            layers,
+            network: None,
+        };
         Ok(MakeOrder {
             seq: 0,
             manifest,

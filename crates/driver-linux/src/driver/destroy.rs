@@ -38,6 +38,9 @@ impl Shared {
             (None, Some(manifest)) => manifest.cgroups.clone(),
             (None, None) => self.cgroups.sandbox(id),
         };
+        if let Some(live) = &live {
+            self.forget_number(live);
+        }
         let shared = Arc::clone(self);
         blocking("destroy the sandbox", move || {
             let kept =

@@ -25,6 +25,8 @@ pub(super) struct Live {
     pub(super) limits: Resources,
     /// Image layers that it is made of.
     pub(super) layers: Vec<String>,
+    /// Number of its addresses in the server's block, if it has any.
+    pub(super) network: Option<u16>,
     frozen: AtomicBool,
     /// Its agent has answered, so its cgroups have all their limits. Never set for what an earlier server made.
     complete: AtomicBool,
@@ -48,6 +50,7 @@ impl Live {
             cgroups: manifest.cgroups.clone(),
             limits: manifest.limits,
             layers: manifest.layers.clone(),
+            network: manifest.network,
             frozen: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             ending: AtomicBool::new(false),

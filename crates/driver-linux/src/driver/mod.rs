@@ -4,10 +4,12 @@ mod adopt;
 mod create;
 mod destroy;
 mod live;
+mod network;
 mod watch;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -19,9 +21,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
 use sandbank_driver::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NetworkServices, NewLayer,
+    NewLayers, Target, Traffic,
 };
-use sandbank_model::{DriverHandle, Image, Layer, SandboxId};
+use sandbank_model::{DriverHandle, Image, Layer, NamedAddress, NetworkPlan, SandboxId};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
@@ -29,9 +32,11 @@ use crate::cgroup::{CgroupBase, CgroupStock};
 use crate::image::{ImageStore, ImportLimits};
 use crate::launch::LauncherClient;
 use crate::manifest::boot_id;
+use crate::network::{HostNetwork, NetworkOrder};
 use crate::ranges::Ranges;
 use crate::remover::Remover;
 use live::Live;
+use network::Numbers;
 
 /// Longest wait for the agent's first answer.
 const AGENT_WAIT: Duration = Duration::from_secs(5);
@@ -61,6 +66,10 @@ pub struct LinuxConfig {
     pub agent_wait: Duration,
     /// Rest between two looks at how much every sandbox has written.
     pub disk_watch_period: Duration,
+    /// Whether sandboxes have a network besides loopback, where this machine lets us make one.
+    pub network: bool,
+    /// What a sandbox may reach whose request names the same: namespaces made ahead have it in force already.
+    pub network_plan: NetworkPlan,
 }
 
 impl LinuxConfig {
@@ -72,6 +81,8 @@ impl LinuxConfig {
             launcher_command: vec!["/proc/self/exe".into(), "launcher".into()],
             agent_wait: AGENT_WAIT,
             disk_watch_period: DISK_WATCH_PERIOD,
+            network: true,
+            network_plan: NetworkPlan::closed(),
         }
     }
 }
@@ -100,6 +111,8 @@ struct Shared {
     remover: Remover,
     live: Mutex<HashMap<SandboxId, Arc<Live>>>,
     ranges: Mutex<Ranges>,
+    host_network: Option<Arc<HostNetwork>>,
+    numbers: Mutex<Numbers>,
     events: mpsc::Sender<DriverEvent>,
     boot_id: String,
     /// Whether each sandbox has a range of user ids; else all of them have those of the server's user.
@@ -122,11 +135,13 @@ impl LinuxDriver {
         cgroups.prepare();
         adopt::note_cgroup_directories(&config.data_dir, &cgroups.directories())?;
         let images = ImageStore::open(&config.data_dir)?;
+        let host_network = host_network(&config, &instance_name(&sandboxes));
         let launcher = LauncherClient::new(
             config.launcher_command.clone(),
             config.data_dir.join("launcher.lock"),
             sandboxes.clone(),
             cgroups.directories(),
+            host_network.as_ref().map(|host| network_order(host, &config)),
         );
         launcher.settle().await?;
         let trash = private_dir(&config.data_dir.join("trash"))?;
@@ -134,7 +149,7 @@ impl LinuxDriver {
             Remover::start(trash, images.graft_targets()).map_err(|error| failed("start removing", io_errno(&error)))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new(Shared {
-            capabilities: capabilities(&cgroups),
+            capabilities: capabilities(&cgroups, host_network.is_some()),
             config,
             sandboxes,
             sandboxes_fd,
@@ -145,6 +160,8 @@ impl LinuxDriver {
             remover,
             live: Mutex::default(),
             ranges: Mutex::default(),
+            host_network: host_network.map(Arc::new),
+            numbers: Mutex::default(),
             events: sender,
             boot_id: boot_id(),
             id_ranges: has_id_ranges(),
@@ -166,6 +183,9 @@ impl Drop for LinuxDriver {
         }
         for live in self.shared.live().values() {
             live.stop_watching();
+        }
+        if let Some(network) = self.shared.host_network.as_ref().filter(|_| self.shared.live().is_empty()) {
+            network.release();
         }
         self.shared.cgroup_stock.close();
         self.shared.cgroups.remove_empty();
@@ -216,11 +236,34 @@ fn instance_name(sandboxes: &Path) -> String {
     Sha256::digest(sandboxes.as_os_str().as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn capabilities(cgroups: &CgroupBase) -> Capabilities {
+fn capabilities(cgroups: &CgroupBase, network: bool) -> Capabilities {
     use Capability::{Commit, CpuLimit, DiskLimit, Exec, Files, ImportImage, MemoryLimit, Metrics, Pause, PidsLimit, Ports};
     let enforced = [(Pause, "freezer"), (Commit, "freezer"), (MemoryLimit, "memory"), (PidsLimit, "pids"), (CpuLimit, "cpu")];
     let enforced = enforced.into_iter().filter(|(_, controller)| cgroups.enforces(controller)).map(|(capability, _)| capability);
-    Capabilities::of([Exec, Files, Ports, Metrics, ImportImage, DiskLimit].into_iter().chain(enforced))
+    let network = network.then_some(Capability::Network);
+    Capabilities::of([Exec, Files, Ports, Metrics, ImportImage, DiskLimit].into_iter().chain(enforced).chain(network))
+}
+
+/// The host's side of the sandboxes' network. Where it cannot be had, sandboxes reach nothing, and the driver says so.
+fn host_network(config: &LinuxConfig, server: &str) -> Option<HostNetwork> {
+    if !config.network || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    match HostNetwork::prepare(server) {
+        Ok(network) => Some(network),
+        Err(error) => {
+            tracing::warn!(step = error.step, error = %error.errno, "sandboxes have no network: this machine does not let us make one");
+            None
+        }
+    }
+}
+
+fn network_order(host: &HostNetwork, config: &LinuxConfig) -> NetworkOrder {
+    NetworkOrder { block: host.block(), prefix: host.prefix().to_owned(), plan: config.network_plan.clone() }
+}
+
+fn no_network() -> DriverError {
+    DriverError::Unsupported { capability: Capability::Network }
 }
 
 /// A failed step. What the machine ran out of is said as such.
@@ -413,6 +456,27 @@ impl Driver for LinuxDriver {
 
     async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError> {
         self.shared.adopt(known).await
+    }
+
+    async fn set_network(&self, target: Target<'_>, plan: NetworkPlan, named: Vec<NamedAddress>) -> Result<(), DriverError> {
+        let live = self.shared.get(target.id)?;
+        self.shared.set_network(&live, plan, named).await
+    }
+
+    async fn open_names(&self, id: SandboxId, addresses: Vec<NamedAddress>) -> Result<(), DriverError> {
+        self.shared.open_names(id, &addresses)
+    }
+
+    fn network_services(&self) -> Option<NetworkServices> {
+        self.shared.network_services()
+    }
+
+    fn sandbox_at(&self, source: IpAddr) -> Option<SandboxId> {
+        self.shared.sandbox_at(source)
+    }
+
+    async fn traffic(&self, target: Target<'_>) -> Result<Traffic, DriverError> {
+        self.shared.traffic(&*self.shared.get(target.id)?)
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

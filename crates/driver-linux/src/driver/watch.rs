@@ -26,7 +26,8 @@ const DISK_DEPTH_MAX: usize = 256;
 /// Starts the periodic watchers. They end with the driver.
 pub(super) fn start(shared: &Arc<Shared>) -> Vec<tokio::task::JoinHandle<()>> {
     let disks = watch_disks(Arc::downgrade(shared), shared.config.disk_watch_period);
-    vec![tokio::spawn(watch_memory(Arc::downgrade(shared))), tokio::spawn(disks)]
+    let denied = super::network::watch_denied(Arc::downgrade(shared));
+    vec![tokio::spawn(watch_memory(Arc::downgrade(shared))), tokio::spawn(disks), tokio::spawn(denied)]
 }
 
 impl Shared {
@@ -47,7 +48,7 @@ impl Shared {
         live.watched_by(task.abort_handle());
     }
 
-    fn all_live(&self) -> Vec<Arc<Live>> {
+    pub(super) fn all_live(&self) -> Vec<Arc<Live>> {
         self.live().values().filter(|live| !live.is_ending()).cloned().collect()
     }
 }

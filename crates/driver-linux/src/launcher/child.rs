@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal};
 
 use super::message::MakeOrder;
+use super::networks::Network;
 use super::step::{At, Step, StepError};
 use super::{mounts, networks, userns};
 use crate::cgroup::{CgroupOrder, write_value};
@@ -41,7 +42,7 @@ pub(super) struct Child<'a> {
     /// The sandbox's user namespace, with its range of ids. Without one (no root) the child was born in its own, unmapped yet.
     pub(super) userns: Option<(BorrowedFd<'a>, u32)>,
     /// The sandbox's network namespace, ready to be used. Without one the child was born in its own.
-    pub(super) network: Option<BorrowedFd<'a>>,
+    pub(super) network: Option<&'a Network>,
     /// User and group that the launcher runs as.
     pub(super) own_ids: (Uid, Gid),
     /// The launcher itself.
@@ -69,7 +70,7 @@ impl Child<'_> {
         }
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
         match self.network {
-            Some(network) => sys::setns(network, libc::CLONE_NEWNET).at("enter the network namespace")?,
+            Some(network) => sys::setns(network.namespace.as_fd(), libc::CLONE_NEWNET).at("enter the network namespace")?,
             None => sys::loopback_up().at("bring the loopback interface up")?,
         }
         rustix::system::sethostname(self.order.hostname.as_bytes()).at("set the host name")?;
@@ -104,6 +105,7 @@ impl Child<'_> {
         let start_ticks = start_ticks("self").ok_or(Errno::SRCH).at(step)?;
         let mut manifest = self.order.manifest.clone();
         (manifest.pid, manifest.start_ticks) = (pid, start_ticks);
+        manifest.network = self.network.and_then(|network| network.number);
         manifest.write(self.dir).at(step)
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::CgroupOrder;
 use crate::image::RootPlan;
 use crate::manifest::Manifest;
+use crate::network::NetworkOrder;
 
 /// Longest packet in either direction.
 pub(crate) const PACKET_MAX: usize = 64 * 1024;
@@ -24,6 +25,8 @@ pub(crate) enum Order {
         sandboxes: PathBuf,
         /// Where sandboxes' cgroups are.
         cgroup_bases: Vec<PathBuf>,
+        /// The sandboxes' network; `None`: they have only loopback.
+        network: Option<NetworkOrder>,
     },
     /// Make a sandbox.
     Make(Box<MakeOrder>),
@@ -62,6 +65,8 @@ pub(crate) enum Answer {
         seq: u64,
         /// Its pid as the host sees it.
         pid: u32,
+        /// Which addresses it has, if any.
+        network: Option<u16>,
     },
     /// It could not be made. Parts of it may be there.
     Failed {

@@ -106,8 +106,8 @@ impl Launcher {
         let agent = sealed_agent().at("seal the agent's program")?;
         let filter = Filter::compile().map_err(|_| StepError { step: "compile the system call filter", errno: Errno::INVAL })?;
         let mut packet = vec![0; PACKET_MAX];
-        let (sandboxes, cgroup_bases) = match receive(&channel, &mut packet)? {
-            Some(Order::Configure { sandboxes, cgroup_bases }) => (sandboxes, cgroup_bases),
+        let (sandboxes, cgroup_bases, network) = match receive(&channel, &mut packet)? {
+            Some(Order::Configure { sandboxes, cgroup_bases, network }) => (sandboxes, cgroup_bases, network),
             _ => return Err(Errno::PROTO).at("be configured"),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -119,7 +119,7 @@ impl Launcher {
             agent,
             filter,
             namespaces: UserNamespaces::default(),
-            networks: if may_prepare_networks() { Some(Networks::start()?) } else { None },
+            networks: if may_prepare_networks() { Some(Networks::start(network)?) } else { None },
             sandboxes,
             sandboxes_fd,
             cgroup_bases,
@@ -132,7 +132,9 @@ impl Launcher {
         while let Some(order) = self.next_order()? {
             let Order::Make(order) = order else { return Err(Errno::PROTO).at("take an order") };
             match self.make(&order) {
-                Ok((pid, pidfd)) => self.answer(&Answer::Begun { seq: order.seq, pid }, Some(pidfd.as_fd()))?,
+                Ok((pid, pidfd, network)) => {
+                    self.answer(&Answer::Begun { seq: order.seq, pid, network }, Some(pidfd.as_fd()))?;
+                }
                 Err(error) => self.answer(&failure(&order, error), None)?,
             }
         }
@@ -166,8 +168,8 @@ impl Launcher {
         rustix::fs::mkdirat(&self.sandboxes_fd, name, Mode::RWXU).at("make the sandbox's directory")
     }
 
-    /// Begins a sandbox: its directory, its agent's socket, its first process.
-    fn make(&mut self, order: &MakeOrder) -> Step<(u32, OwnedFd)> {
+    /// Begins a sandbox: its directory, its agent's socket, its first process. With it comes which addresses it has.
+    fn make(&mut self, order: &MakeOrder) -> Step<(u32, OwnedFd, Option<u16>)> {
         let name = order.manifest.id.to_string();
         let userns = match order.manifest.range {
             Some(range) => Some((self.namespaces.get(range)?, range)),
@@ -199,7 +201,7 @@ impl Launcher {
         let dir = self.sandboxes.join(&name);
         // SAFETY: the launcher has a single thread.
         match unsafe { sys::clone3(flags, unified.as_ref().map(AsFd::as_fd)) }.at("clone the first process")? {
-            Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
+            Cloned::Parent { pid, pidfd } => Ok((pid, pidfd, network.and_then(|network| network.number))),
             Cloned::Child => {
                 let child = child::Child {
                     order,
@@ -207,7 +209,7 @@ impl Launcher {
                     listener: listener.as_fd(),
                     agent: self.agent.as_fd(),
                     userns: userns.as_ref().map(|(userns, range)| ((**userns).as_fd(), *range)),
-                    network: network.as_ref().map(AsFd::as_fd),
+                    network: network.as_ref(),
                     own_ids,
                     launcher: self.own_pidfd.as_fd(),
                     filter: &self.filter,

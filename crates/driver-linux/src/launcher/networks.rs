@@ -1,6 +1,6 @@
 //! Network namespaces, made ahead: making one takes the kernel longer than all others together.
 //!
-//! Each is used by one sandbox and goes away with it. What waits here has seen nobody.
+//! Each is used by one sandbox and goes away with it, its interfaces and rules too. What waits here has seen nobody.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::step::{At, Step};
 use crate::cgroup::write_value;
+use crate::network::{NetworkOrder, Workshop};
 use crate::sys;
 
 /// Namespaces that wait, so that a few sandboxes in a row need not wait for theirs. Each takes some 100 KiB of kernel memory.
@@ -18,20 +19,31 @@ const READY_MAX: usize = 4;
 pub(super) const EVERY_GROUP: &str = "0 2147483647";
 pub(super) const ONE_GROUP: &str = "0 0";
 
+/// A network namespace that nobody has used.
+pub(super) struct Network {
+    pub(super) namespace: OwnedFd,
+    /// Which addresses it has; `None`: only loopback.
+    pub(super) number: Option<u16>,
+}
+
 /// The stock.
 pub(super) struct Networks {
     /// The launcher's own, to come back to.
     own: OwnedFd,
-    ready: Vec<OwnedFd>,
+    workshop: Option<Workshop>,
+    ready: Vec<Network>,
 }
 
 impl Networks {
-    pub(super) fn start() -> Step<Self> {
-        Ok(Self { own: open_current().at("open its own network namespace")?, ready: Vec::with_capacity(READY_MAX) })
+    /// With an order, namespaces get a network; else only loopback.
+    pub(super) fn start(order: Option<NetworkOrder>) -> Step<Self> {
+        let workshop = order.map(Workshop::open).transpose().at("speak to the kernel about interfaces")?;
+        let own = open_current().at("open its own network namespace")?;
+        Ok(Self { own, workshop, ready: Vec::with_capacity(READY_MAX) })
     }
 
     /// One that nobody has used.
-    pub(super) fn take(&mut self) -> Step<OwnedFd> {
+    pub(super) fn take(&mut self) -> Step<Network> {
         self.ready.pop().map_or_else(|| self.make(), Ok)
     }
 
@@ -47,13 +59,24 @@ impl Networks {
         Ok(())
     }
 
-    fn make(&self) -> Step<OwnedFd> {
+    fn make(&mut self) -> Step<Network> {
         sys::unshare_namespaces(libc::CLONE_NEWNET).at("make a network namespace")?;
-        let up = sys::loopback_up().at("bring the loopback interface up");
-        let made = up.and_then(|()| open_current().at("open the network namespace"));
+        let made = self.furnish();
         // Whatever went wrong: what is made next must not be made from within a sandbox's network.
         sys::setns(self.own.as_fd(), libc::CLONE_NEWNET).at("leave the network namespace")?;
         made
+    }
+
+    fn furnish(&mut self) -> Step<Network> {
+        let namespace = open_current().at("open the network namespace")?;
+        let number = match &mut self.workshop {
+            Some(workshop) => Some(workshop.furnish(namespace.as_fd()).at("give the sandbox its network")?),
+            None => {
+                sys::loopback_up().at("bring the loopback interface up")?;
+                None
+            }
+        };
+        Ok(Network { namespace, number })
     }
 }
 

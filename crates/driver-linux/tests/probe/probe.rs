@@ -353,7 +353,7 @@ fn kernel_files() {
     let groups = entries("/sys/fs/cgroup");
     let limits: Vec<_> = groups.iter().filter(|name| name.contains("memory")).collect();
     say("no_cgroup_file_is_in_reach", limits.is_empty(), &format!("{limits:?}"));
-    only("sys_shows_only_loopback", &entries("/sys/class/net"), &["lo", "bonding_masters"]);
+    only("sys_shows_only_its_own_interfaces", &entries("/sys/class/net"), &["eth0", "lo", "bonding_masters"]);
 }
 
 fn devices() {
@@ -392,9 +392,9 @@ fn network() {
     let devices = fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let names: BTreeSet<String> =
         devices.lines().skip(2).filter_map(|line| line.split(':').next()).map(|name| name.trim().to_owned()).collect();
-    only("only_loopback_is_there", &names, &["lo"]);
+    only("only_its_own_interfaces_are_there", &names, &["eth0", "lo"]);
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    say("there_is_no_route_out", routes.lines().count() <= 1, &routes);
+    say("its_only_route_is_by_its_own_interface", routes.lines().skip(1).all(|line| line.starts_with("eth0\t")), &routes);
     let outside = TcpStream::connect_timeout(&"192.0.2.1:80".parse().unwrap(), std::time::Duration::from_secs(2));
     say("nothing_outside_can_be_reached", outside.is_err(), "");
     let low = TcpListener::bind(("127.0.0.1", 80));

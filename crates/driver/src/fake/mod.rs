@@ -232,10 +232,12 @@ impl Driver for FakeDriver {
         Ok(adopted)
     }
 
-    async fn set_network(&self, target: Target<'_>, plan: NetworkPlan) -> Result<(), DriverError> {
+    async fn set_network(&self, target: Target<'_>, plan: NetworkPlan, named: Vec<NamedAddress>) -> Result<(), DriverError> {
         self.capabilities.require(Capability::Network)?;
         self.call(Method::SetNetwork).await?;
-        *lock(&self.sandbox(target)?.network) = plan;
+        let sandbox = self.sandbox(target)?;
+        *lock(&sandbox.network) = plan;
+        *lock(&sandbox.opened) = named;
         Ok(())
     }
 
