@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use outside::{Outside, in_own_network};
 use sandbank_driver::{Capability, DeniedDestination, Driver, DriverEvent};
+use sandbank_driver_linux::doctor::Status;
 use sandbank_model::{
     AddressRange, Checked, Destination, NameGroup, NamedAddress, NetworkLimits, NetworkPlan, PlanRule, PortRange, Transport,
     Verdict,
@@ -355,6 +356,25 @@ fn nothing_of_a_network_is_left_and_a_restart_finds_it() {
         assert_eq!(fixture.driver().sandbox_at(address), None);
         fixture.driver = None;
         wait_until("the network is as before", || state() == before, || format!("{:#?}\ninstead of\n{before:#?}", state())).await;
+    });
+}
+
+#[test]
+fn the_doctor_sees_a_firewall_in_the_way() {
+    in_own_network(|| async {
+        let found = || {
+            let checks = sandbank_driver_linux::doctor::checks(std::path::Path::new("/tmp"));
+            checks.into_iter().find(|check| check.name == "network").expect("the network is checked")
+        };
+        assert_eq!(found().status, Status::Ok, "{:?}", found());
+        let nft = |rules: &str| {
+            assert!(std::process::Command::new("nft").arg(rules).status().unwrap().success(), "{rules}");
+        };
+        nft("add table ip wall; add chain ip wall pass { type filter hook forward priority 0; policy drop; }");
+        assert_eq!(found().status, Status::Degraded);
+        assert!(found().found.contains("chain pass of table wall"), "{:?}", found());
+        nft("add chain ip wall pass { policy accept; }");
+        assert_eq!(found().status, Status::Ok);
     });
 }
 

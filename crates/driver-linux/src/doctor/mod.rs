@@ -5,6 +5,7 @@
 
 mod kernel;
 mod limits;
+mod network;
 mod storage;
 mod trial;
 
@@ -73,6 +74,7 @@ pub fn checks(data_dir: &Path) -> Vec<Check> {
         kernel::user_namespaces(&machine),
         kernel::namespaces(&machine),
         kernel::network_namespace(&machine),
+        network::network(&machine),
         kernel::seccomp(&machine),
         kernel::program_in_memory(),
     ];

@@ -44,7 +44,7 @@ pub(crate) struct HostError {
     pub(crate) errno: Errno,
 }
 
-trait At<T> {
+pub(super) trait At<T> {
     fn at(self, step: &'static str) -> Result<T, HostError>;
 }
 

@@ -18,6 +18,7 @@ mod nft;
 mod plan;
 mod prepare;
 mod sockets;
+mod trial;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use host::HostNetwork;
 pub(crate) use inside::SandboxNetwork;
 pub(crate) use prepare::Workshop;
+pub(crate) use trial::{ForeignDrop, foreign_drops, trial};
 
 /// Ports at the gateway's addresses: below those that the kernel hands out, and nobody else's.
 pub(crate) const DNS_PORT: u16 = 17_053;

@@ -264,6 +264,45 @@ pub(super) fn list_elements(table: &str, set: &str) -> Requests {
     requests
 }
 
+/// A request for all chains of all tables.
+pub(super) fn list_chains() -> Requests {
+    const ANY: u8 = 0;
+    let mut requests = Requests::default();
+    let fixed = header(0);
+    requests.add(kind(libc::NFT_MSG_GETCHAIN), libc::NLM_F_DUMP, &[ANY, fixed[1], fixed[2], fixed[3]], |_| {});
+    requests
+}
+
+/// A base chain as the kernel lists it.
+pub(super) struct ListedChain {
+    pub(super) table: String,
+    pub(super) name: String,
+    pub(super) hook: u32,
+    pub(super) drops: bool,
+}
+
+/// Reads a chain of such a list; `None` for one that is only jumped to.
+pub(super) fn read_chain(body: &[u8]) -> Option<ListedChain> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    const HOOK_NUMBER: u16 = 1;
+    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
+    let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
+    let mut chain = ListedChain { table: String::new(), name: String::new(), hook: u32::MAX, drops: false };
+    for (kind, value) in attributes(body.get(4..)?) {
+        match kind {
+            TABLE => chain.table = text(value),
+            NAME => chain.name = text(value),
+            HOOK => chain.hook = attributes(value).find(|(kind, _)| *kind == HOOK_NUMBER).and_then(|(_, value)| number(value))?,
+            POLICY => chain.drops = number(value) == Some(0),
+            _ => {}
+        }
+    }
+    (chain.hook != u32::MAX).then_some(chain)
+}
+
 /// The elements of a list that was asked for.
 pub(super) fn read_elements(body: &[u8], mut take: impl FnMut(&[u8])) {
     const ELEMENTS: u16 = 3;

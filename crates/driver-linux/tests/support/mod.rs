@@ -171,6 +171,7 @@ impl Drop for Fixture {
                 }
             }
         }
+        forget_network(&bases);
         let deadline = Instant::now() + Duration::from_secs(5);
         while (bases.iter().any(|base| base.is_dir()) || !trash(self.data.path()).is_empty()) && Instant::now() < deadline {
             for base in &bases {
@@ -182,6 +183,26 @@ impl Drop for Fixture {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Takes back what a driver leaves on the host as long as it has sandboxes: the gateway's addresses and the table of rules.
+fn forget_network(bases: &[PathBuf]) {
+    let Some(server) = bases.first().and_then(|base| base.file_name()).map(|name| name.to_string_lossy().into_owned()) else {
+        return;
+    };
+    let name = &server[..6];
+    let run = |program: &str, arguments: &[&str]| std::process::Command::new(program).args(arguments).output();
+    let listed = run("ip", &["-oneline", "address", "show", "label", &format!("lo:sbk{name}")]);
+    let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let Some(v4) = listed.split_whitespace().find(|word| word.ends_with("/32")) else { return };
+    // The block's number is in both: see `network::Block` of the driver.
+    let octets: Vec<u32> = v4.trim_end_matches("/32").split('.').filter_map(|octet| octet.parse().ok()).collect();
+    let block = (octets[1] - 208) << 2 | octets[2] >> 6;
+    let v6 = if block == 0 { "fd73:616e:6462::1/128".to_owned() } else { format!("fd73:616e:6462:{block:x}::1/128") };
+    for address in [v4, &v6] {
+        let _ = run("ip", &["address", "delete", address, "dev", "lo"]);
+    }
+    let _ = run("nft", &["delete", "table", "inet", &format!("sandbank-{name}")]);
 }
 
 pub struct Sandbox {
