@@ -1,5 +1,7 @@
 //! Events: one for each transition. The log is append-only and is the audit trail.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{EventSeq, ExpiryCause, FailureReason, PoolId, SandboxId, SnapshotId, StopCause, TenantId, Timestamp};
@@ -58,6 +60,16 @@ pub enum EventKind {
     Snapshotted(SnapshotId),
     /// So many others were made of its file system.
     Forked(u32),
+    /// What it may reach was changed.
+    NetworkChanged,
+    /// Connections that it tried were refused, as its network policy says: some of where they went to, and how many they were in a
+    /// while.
+    NetworkDenied {
+        /// Addresses and ports (0 for what has none), each once; not all of them.
+        destinations: Vec<SocketAddr>,
+        /// All of them.
+        count: u64,
+    },
     /// A pool was made.
     PoolCreated,
     /// A pool's settings changed.
@@ -90,6 +102,8 @@ impl EventKind {
             Self::Committed(_) => "committed",
             Self::Snapshotted(_) => "snapshotted",
             Self::Forked(_) => "forked",
+            Self::NetworkChanged => "network-changed",
+            Self::NetworkDenied { .. } => "network-denied",
             Self::PoolCreated => "pool-created",
             Self::PoolUpdated => "pool-updated",
             Self::PoolScaled(..) => "pool-scaled",
