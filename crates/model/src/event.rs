@@ -1,7 +1,5 @@
 //! Events: one for each transition. The log is append-only and is the audit trail.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{EventSeq, ExpiryCause, FailureReason, PoolId, SandboxId, SnapshotId, StopCause, TenantId, Timestamp};
@@ -65,8 +63,8 @@ pub enum EventKind {
     /// Connections that it tried were refused, as its network policy says: some of where they went to, and how many they were in a
     /// while.
     NetworkDenied {
-        /// Addresses and ports (0 for what has none), each once; not all of them.
-        destinations: Vec<SocketAddr>,
+        /// `address:port` (port 0 for what has none) or `name:port`, each once; not all of them. Names are the sandbox's words.
+        destinations: Vec<String>,
         /// All of them.
         count: u64,
     },

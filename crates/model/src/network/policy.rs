@@ -96,9 +96,9 @@ impl<S> NetworkPolicy<S> {
         let entries: usize = self.allow.iter().chain(&self.deny).map(|rule| 1 + rule.except.len()).sum();
         if entries > RULES_MAX {
             let why = format!(
-                "holds {entries} entries with its exceptions; at most {RULES_MAX} are accepted: use ranges and wildcards"
+                "allow and deny hold {entries} entries, exceptions counted; at most {RULES_MAX} are accepted: use ranges and wildcards"
             );
-            return Err(InvalidPolicy { at: "allow and deny".to_owned(), why });
+            return Err(InvalidPolicy { at: "allow".to_owned(), why });
         }
         for (list, rules) in [("allow", &self.allow), ("deny", &self.deny)] {
             for (index, rule) in rules.iter().enumerate() {
