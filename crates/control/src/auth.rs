@@ -103,6 +103,7 @@ impl Inner {
             name: namespace.map_or_else(|| format!("t-{team}-{user}"), str::to_owned),
             team: team.to_owned(),
             user: user.to_owned(),
+            network: None,
             quota: QuotaLimits::default(),
             created_at: now,
         };

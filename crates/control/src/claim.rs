@@ -43,7 +43,9 @@ impl Inner {
     async fn claim(self: &Arc<Self>, caller: &Caller, claim: Claim) -> Result<(Held, &'static str)> {
         check_lease(&claim.lease)?;
         let pool = self.claimable(caller, &claim.pool).await?;
-        let terms = LeaseTerms::new(caller, claim.lease, &pool.policies);
+        let network = self.lease_network(pool.tenant, claim.lease.network.as_ref())?;
+        self.check_network(&pool.driver, pool.tenant, network.as_ref()).await?;
+        let terms = LeaseTerms::new(caller, claim.lease, &pool.policies).with_network(network);
         self.check_expiry_action(&pool.driver, terms.on_expiry())?;
         let other_image = |image: &ImageName| self.alias(image) != self.alias(pool_image(&pool));
         if let Some(image) = claim.image.filter(other_image) {
@@ -96,6 +98,11 @@ impl Inner {
         };
         self.settle(held.sandbox());
         self.pools.poke(Some(pool.id));
+        if terms.network().is_some() {
+            // Before anybody knows of it: nothing of the holder's runs under what the pool allowed.
+            let _exclusive = self.sandbox_locks.lock(held.sandbox().id).await;
+            self.enforce_network(held.sandbox()).await?;
+        }
         Ok(Some(held))
     }
 

@@ -16,6 +16,7 @@ use crate::builds::Builds;
 use crate::deadlines::Deadlines;
 use crate::locks::KeyedLocks;
 use crate::logs::KeptLogs;
+use crate::network::Networks;
 use crate::owners::Owners;
 use crate::runtimes::PoolRuntimes;
 use crate::secrets::{Sealer, SecretKey};
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) kept_logs: KeptLogs,
     pub(crate) owners: Owners,
     pub(crate) builds: Builds,
+    pub(crate) networks: Networks,
     /// Hash of the static admin key and its tenant. In memory only: a key that the configuration no longer names is gone.
     pub(crate) admin_key: RwLock<Option<(KeyHash, TenantId)>>,
     /// Held for reading from resolving or making layers until a record names them; for writing while layers are collected.
@@ -105,6 +107,7 @@ impl Control {
             kept_logs: KeptLogs::default(),
             owners: Owners::default(),
             builds: Builds::new(settings.builds.concurrency),
+            networks: Networks::new(&settings.network.allow_private),
             admin_key: RwLock::new(None),
             layers_in_use: Arc::default(),
             refill_places: Arc::new(Semaphore::new(places)),

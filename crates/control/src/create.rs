@@ -23,9 +23,11 @@ impl Control {
         let (spec, policies, template) = inner.spec_of(caller, request.source).await?;
         let spec = changed(spec, request.changes);
         check_spec(&spec)?;
-        let terms = LeaseTerms::new(caller, request.lease, &policies);
-        inner.check_expiry_action(&driver, terms.on_expiry())?;
         let tenant = caller.principal.tenant;
+        let network = inner.lease_network(tenant, request.lease.network.as_ref())?;
+        inner.check_network(&driver, tenant, network.as_ref().or(spec.network.as_ref())).await?;
+        let terms = LeaseTerms::new(caller, request.lease, &policies).with_network(network);
+        inner.check_expiry_action(&driver, terms.on_expiry())?;
         let layers = Arc::clone(&inner.layers_in_use).read_owned().await;
         let image = inner.obtain_image(&spec.image, tenant, request.image_credentials).await?;
         let order = Order { tenant, spec, image, driver, pool: None, template, actor: caller.actor() };

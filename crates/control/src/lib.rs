@@ -11,6 +11,7 @@
 //! | `builds` | images made by steps, their uploads, logs and cache |
 //! | `claim`, `create`, `make`, `destroy` | how a sandbox comes and goes |
 //! | `sandboxes`, `lifecycle`, `transitions` | what is shown of it and how its record moves |
+//! | `network` | what a sandbox may reach, and who is told |
 //! | `agent`, `processes`, `files`, `ports`, `logs`, `readiness` | operations inside |
 //! | `activity`, `streams`, `deadlines`, `expiry` | when a lease ends |
 //! | `runtimes`, `reconcile`, `start`, `recover`, `background` | what runs beside requests |
@@ -36,6 +37,7 @@ mod limits;
 mod locks;
 mod logs;
 mod make;
+mod network;
 mod owners;
 mod pools;
 mod ports;
@@ -63,6 +65,7 @@ pub use control::Control;
 pub use error::{Detail, Error, ErrorKind, PoolBrief, Result, TemplateBrief};
 pub use files::{FileReader, FileWriter, Watch};
 pub use images::{ImageArchive, ImageImport, ImageUsage, ImagesUsage, LayerProgress, LayerState, LayersProgress, Pruned};
+pub use network::ActiveNetwork;
 pub use ports::PortStream;
 pub use processes::{ProcessEvents, ProcessInput, ProcessStream};
 pub use pulls::{Pull, PullPolicy, PullSettings, Registries};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sandbank_driver::{CreateRequest, Driver, DriverError};
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Failure, FailureReason, Image, Lease,
-    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
+    NetworkPolicy, Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
     Timestamp,
 };
 use sandbank_store::Write;
@@ -45,6 +45,7 @@ pub(crate) struct LeaseTerms {
     life: Option<Duration>,
     idle: Option<Duration>,
     on_expiry: ExpiryAction,
+    network: Option<Arc<NetworkPolicy>>,
     request: LeaseRequest,
 }
 
@@ -56,8 +57,18 @@ impl LeaseTerms {
             life: request.timeout.map_or(policies.lease_life, Timeout::duration),
             idle: request.idle_timeout.map_or(policies.idle_timeout, Timeout::duration),
             on_expiry: request.on_expiry.unwrap_or(policies.on_expiry),
+            network: None,
             request,
         }
+    }
+
+    /// With a network policy of its own, sealed.
+    pub(crate) fn with_network(self, network: Option<Arc<NetworkPolicy>>) -> Self {
+        Self { network, ..self }
+    }
+
+    pub(crate) const fn network(&self) -> Option<&Arc<NetworkPolicy>> {
+        self.network.as_ref()
     }
 
     pub(crate) const fn on_expiry(&self) -> ExpiryAction {
@@ -66,7 +77,8 @@ impl LeaseTerms {
 
     /// The lease, beginning at `now`.
     pub(crate) fn begin(&self, now: Timestamp, assignment: AssignmentId) -> Lease {
-        let LeaseRequest { timeout: _, idle_timeout: _, on_expiry: _, metadata, labels, annotations, env } = &self.request;
+        let LeaseRequest { timeout: _, idle_timeout: _, on_expiry: _, metadata, labels, annotations, env, network: _ } =
+            &self.request;
         Lease {
             holder: self.holder.clone(),
             assignment,
@@ -78,6 +90,7 @@ impl LeaseTerms {
             labels: labels.clone(),
             annotations: annotations.clone(),
             env: env.clone(),
+            network: self.network.clone(),
         }
     }
 }
@@ -150,7 +163,7 @@ impl Inner {
         let place = Arc::clone(places).acquire_owned().await.ok();
         let _exclusive = self.sandbox_locks.lock(sandbox.id).await;
         let begun = Instant::now();
-        let made = self.make_and_start(&sandbox, place).await;
+        let made = self.make_and_start(&sandbox, terms, place).await;
         telemetry::stage("create", begun.elapsed());
         let handle = match made {
             Ok(handle) => handle,
@@ -187,11 +200,13 @@ impl Inner {
     async fn make_and_start(
         self: &Arc<Self>,
         sandbox: &Sandbox,
+        terms: Option<&LeaseTerms>,
         place: Option<tokio::sync::OwnedSemaphorePermit>,
     ) -> Result<DriverHandle> {
         let driver = Arc::clone(self.driver(&sandbox.driver)?);
         let image = sandbox.image.clone().ok_or_else(|| Error::invalid("the sandbox has no image"))?;
-        let request = CreateRequest { id: sandbox.id, spec: sandbox.spec.clone(), image, network: NetworkPlan::closed() };
+        let network = self.admit_network(sandbox, terms.and_then(LeaseTerms::network)).await?;
+        let request = CreateRequest { id: sandbox.id, spec: sandbox.spec.clone(), image, network };
         let handle = create_in_time(driver.as_ref(), request, place).await?;
         if !sandbox.spec.command.is_empty() {
             self.start_command(driver.as_ref(), sandbox, &handle).await?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbank_model::{
-    Actor, EventKind, ImageName, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef, TemplateSpec,
-    phase_of,
+    Actor, EventKind, ImageName, Overrides, Pool, PoolCounts, PoolId, PoolName, PoolPolicies, PoolState, Role, TemplateRef,
+    TemplateSpec, phase_of,
 };
 use sandbank_store::{Insert, PageRequest, PoolSummary, Write};
 
@@ -263,6 +263,7 @@ impl Inner {
     }
 
     async fn pool_from(&self, caller: &Caller, request: PoolRequest) -> Result<Pool> {
+        let network = self.lease_network(caller.principal.tenant, request.network.as_ref())?;
         let (template, spec) = self.template_of(caller, request.template).await?;
         let now = self.now();
         let mut labels = spec.labels.clone();
@@ -278,7 +279,7 @@ impl Inner {
             name: request.name,
             template,
             template_spec: spec,
-            overrides: request.overrides,
+            overrides: Overrides { network: network.or(request.overrides.network), ..request.overrides },
             sizing: request.sizing,
             autoscaling: request.autoscaling,
             policies,
@@ -316,6 +317,7 @@ impl Inner {
         self.check_pool_settings(pool)?;
         let spec = pool.sandbox_spec();
         check_spec(&spec)?;
+        self.check_network(&pool.driver, pool.tenant, spec.network.as_ref()).await?;
         self.check_image(pool, &spec.image).await?;
         let (used, limits) = (self.store.tenant_usage(pool.tenant).await?, self.quota_limits(pool.tenant).await?);
         let fresh = u64::from(pool.sizing.replicas.saturating_sub(self.pool_size(pool).await?));

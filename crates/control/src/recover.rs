@@ -131,6 +131,7 @@ impl Inner {
             State::Ready | State::Running | State::Resuming if frozen => driver.resume(target).await?,
             _ => {}
         }
+        self.recover_network(sandbox).await?;
         let unfinished = match sandbox.state {
             State::Pausing => Some(Command::FinishPause),
             State::Resuming => Some(Command::FinishResume),

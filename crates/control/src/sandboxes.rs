@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sandbank_agent_protocol::Metrics;
-use sandbank_driver::{Capability, Target};
+use sandbank_driver::{Capability, DriverError, Target, Traffic};
 use sandbank_model::{
     Actor, Command, Event, EventSeq, ExpiryAction, PoolName, Sandbox, SandboxId, State, StopCause, TenantId, transition,
 };
@@ -13,7 +12,7 @@ use sandbank_store::{EventFilter, PageRequest, SandboxFilter};
 use crate::agent::ANSWER_TIMEOUT;
 use crate::control::{Control, Inner};
 use crate::convert::unresponsive;
-use crate::types::{Caller, Id, Listing, SandboxQuery, SandboxStatistics, SandboxView};
+use crate::types::{Caller, Id, Listing, NetworkTraffic, SandboxMetrics, SandboxQuery, SandboxStatistics, SandboxView};
 use crate::{Detail, Error, ErrorKind, Result};
 
 /// Most entries of one page.
@@ -87,7 +86,7 @@ impl Control {
     }
 
     /// Counters of a running or paused sandbox. Looking at them is no activity.
-    pub async fn metrics(&self, caller: &Caller, id: Id) -> Result<Metrics> {
+    pub async fn metrics(&self, caller: &Caller, id: Id) -> Result<SandboxMetrics> {
         let inner = &self.inner;
         let sandbox = inner.sandbox_of(caller, id).await?;
         if sandbox.state != State::Paused {
@@ -95,9 +94,18 @@ impl Control {
         }
         let (driver, handle) = inner.target_of(&sandbox)?;
         driver.capabilities().require(Capability::Metrics)?;
-        let asked = driver.metrics(Target { id, handle: &handle });
+        let target = Target { id, handle: &handle };
+        let asked = async {
+            let inside = driver.metrics(target).await?;
+            let traffic = match driver.capabilities().has(Capability::Network) {
+                true => Some(driver.traffic(target).await?),
+                false => None,
+            };
+            let traffic = traffic.map(|Traffic { in_bytes, out_bytes }| NetworkTraffic { in_bytes, out_bytes });
+            Ok(SandboxMetrics { inside, traffic })
+        };
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-        answered.map_err(|_| unresponsive())?.map_err(Error::from)
+        answered.map_err(|_| unresponsive())?.map_err(|error: DriverError| error.into())
     }
 
     /// Counts as activity (the data plane calls it).

@@ -48,6 +48,10 @@ impl Control {
         let own_name: ImageName = snapshot_id.to_string().parse()?;
         let mut spec = sandbox.spec.clone();
         spec.image = own_name.clone();
+        if let Some(network) = sandbox.lease.as_ref().and_then(|lease| lease.network.clone()) {
+            // What is made of it may reach what the sandbox may now, not more.
+            spec.network = Some(network);
+        }
         let image = image_of(&sandbox, made, own_name, now);
         let tenant = sandbox.tenant;
         let snapshot = Snapshot { id: snapshot_id, tenant, name, sandbox: id, spec, image, created_at: now };
@@ -107,7 +111,10 @@ impl Control {
         check_lease(&lease)?;
         let inner = &self.inner;
         let original = inner.sandbox_of(caller, id).await?;
-        let terms = LeaseTerms::new(caller, inherited(lease, &original), &PoolPolicies::default());
+        let network = inner.lease_network(original.tenant, lease.network.as_ref())?;
+        inner.check_network(&original.driver, original.tenant, network.as_ref()).await?;
+        let network = network.or_else(|| original.lease.as_ref().and_then(|held| held.network.clone()));
+        let terms = LeaseTerms::new(caller, inherited(lease, &original), &PoolPolicies::default()).with_network(network);
         inner.check_expiry_action(&original.driver, terms.on_expiry())?;
         // Held until the records of the forks name the layers.
         let layers = Arc::clone(&inner.layers_in_use).read_owned().await;

@@ -1,5 +1,6 @@
 //! What runs beside requests, and what tells how it goes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -113,6 +114,7 @@ impl Inner {
     async fn run_flush(self: Arc<Self>) {
         while self.tasks.sleep(FLUSH_EVERY).await {
             self.flush_activity().await;
+            self.flush_denied().await;
         }
     }
 
@@ -178,17 +180,16 @@ impl Inner {
                 (id, FailureReason::DiskLimit, message)
             }
             DriverEvent::OutOfMemory { id } => return self.note_out_of_memory(id).await,
-            DriverEvent::Denied { id, destinations } => return self.note_denied(id, &destinations).await,
+            DriverEvent::Denied { id, destinations } => {
+                let spelled = |to: &DeniedDestination| SocketAddr::new(to.address, to.port).to_string();
+                let destinations: Vec<String> = destinations.iter().map(spelled).collect();
+                return self.note_denied(id, &destinations).await;
+            }
         };
         if self.store.sandbox_get(id).await?.is_none() {
             return Ok(());
         }
         self.fail(id, reason, &message).await
-    }
-
-    async fn note_denied(&self, id: SandboxId, destinations: &[DeniedDestination]) -> Result<()> {
-        tracing::info!(sandbox = %id, count = destinations.len(), "connections were refused as the network policy says");
-        Ok(())
     }
 
     async fn note_out_of_memory(&self, id: SandboxId) -> Result<()> {

@@ -1,14 +1,15 @@
 //! Templates: written, versioned, seen, and followed by the pools made from them.
 
 use sandbank_model::{
-    Actor, Event, EventKind, EventSeq, Pool, PoolName, PoolState, Role, SemVer, Template, TemplateId, TenantId, Timestamp,
+    Actor, Event, EventKind, EventSeq, NetworkPolicy, Pool, PoolName, PoolState, Role, SemVer, Template, TemplateId,
+    TemplateSpec, TenantId, Timestamp,
 };
 use sandbank_store::{Insert, PageRequest, Write};
 
 use crate::control::{Control, Inner};
 use crate::error::TemplateBrief;
 use crate::limits::check_template;
-use crate::types::{Caller, TemplateRequest, TemplateView};
+use crate::types::{Caller, NetworkRequest, TemplateRequest, TemplateView};
 use crate::{Error, ErrorKind, Result};
 
 /// Annotation that says where a template came from; pools do not inherit it (native.md §9).
@@ -32,13 +33,14 @@ impl Control {
     pub async fn template_create(&self, caller: &Caller, request: TemplateRequest) -> Result<TemplateView> {
         let owner = owner_of(caller, request.global)?;
         check_template(&request.spec)?;
+        let spec = self.inner.with_network(owner, request.spec, request.network.as_ref(), None)?;
         let now = self.inner.now();
         let template = Template {
             id: TemplateId::new(now, self.inner.random()),
             tenant: owner,
             name: request.name,
             version: request.version.unwrap_or(SemVer::FIRST),
-            spec: request.spec,
+            spec,
             generation: 1,
             created_at: now,
             updated_at: now,
@@ -74,11 +76,12 @@ impl Control {
             let message = format!("version {version} must be greater than the present version {}", present.version);
             return Err(Error::invalid(message));
         }
+        let spec = inner.with_network(owner, request.spec, request.network.as_ref(), present.spec.sandbox.network.as_deref())?;
         let now = inner.now();
         let next = Template {
             id: TemplateId::new(now, inner.random()),
             version,
-            spec: request.spec,
+            spec,
             generation: present.generation + 1,
             updated_at: now,
             ..present.clone()
@@ -129,6 +132,20 @@ fn visible(caller: &Caller, template: &Template) -> bool {
 }
 
 impl Inner {
+    /// The template's content with what its sandboxes may reach; `present` is what its values to keep come from.
+    fn with_network(
+        &self,
+        owner: Option<TenantId>,
+        mut spec: TemplateSpec,
+        network: Option<&NetworkRequest>,
+        present: Option<&NetworkPolicy>,
+    ) -> Result<TemplateSpec> {
+        if let Some(request) = network {
+            spec.sandbox.network = Some(self.seal_network(owner, request, present)?);
+        }
+        Ok(spec)
+    }
+
     pub(crate) async fn visible_template(&self, caller: &Caller, name: &PoolName) -> Result<Option<Template>> {
         if let Some(own) = self.store.template_get(Some(caller.principal.tenant), name).await? {
             return Ok(Some(own));

@@ -75,6 +75,7 @@ impl Inner {
             }
             State::Failed | State::Terminated => {
                 self.deadlines.disarm(sandbox.id);
+                self.networks.remove(sandbox.id);
                 self.activity.forget(sandbox.id);
                 self.streams.end(sandbox.id);
                 self.pools.poke(sandbox.pool);

@@ -3,6 +3,7 @@
 mod build;
 mod inside;
 mod key;
+mod network;
 mod pool;
 mod registry;
 mod sandbox;
@@ -10,6 +11,7 @@ mod sandbox;
 pub use build::*;
 pub use inside::*;
 pub use key::*;
+pub use network::*;
 pub use pool::*;
 pub use registry::*;
 pub use sandbox::*;
@@ -60,6 +62,8 @@ pub struct Settings {
     pub scratch_dir: std::path::PathBuf,
     /// Builds.
     pub builds: BuildSettings,
+    /// What sandboxes may reach.
+    pub network: NetworkSettings,
 }
 
 /// Who is asking, in which request.

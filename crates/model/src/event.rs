@@ -58,6 +58,16 @@ pub enum EventKind {
     Snapshotted(SnapshotId),
     /// So many others were made of its file system.
     Forked(u32),
+    /// What it may reach was changed.
+    NetworkChanged,
+    /// Connections that it tried were refused, as its network policy says: some of where they went to, and how many they were in a
+    /// while.
+    NetworkDenied {
+        /// `address:port` (port 0 for what has none) or `name:port`, each once; not all of them. Names are the sandbox's words.
+        destinations: Vec<String>,
+        /// All of them.
+        count: u64,
+    },
     /// A pool was made.
     PoolCreated,
     /// A pool's settings changed.
@@ -90,6 +100,8 @@ impl EventKind {
             Self::Committed(_) => "committed",
             Self::Snapshotted(_) => "snapshotted",
             Self::Forked(_) => "forked",
+            Self::NetworkChanged => "network-changed",
+            Self::NetworkDenied { .. } => "network-denied",
             Self::PoolCreated => "pool-created",
             Self::PoolUpdated => "pool-updated",
             Self::PoolScaled(..) => "pool-scaled",

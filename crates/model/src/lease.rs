@@ -1,10 +1,11 @@
 //! Leases: what a claim gives, and for how long.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AssignmentId, EnvMap, StringMap, Timestamp};
+use crate::{AssignmentId, EnvMap, NetworkPolicy, StringMap, Timestamp};
 
 /// What happens when a lease ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct Lease {
     pub annotations: StringMap,
     /// Environment added to that of the spec.
     pub env: EnvMap,
+    /// What the sandbox may reach, in place of what the spec says.
+    #[serde(default, with = "crate::shared")]
+    pub network: Option<Arc<NetworkPolicy>>,
 }
 
 impl Lease {

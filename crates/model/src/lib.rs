@@ -31,9 +31,12 @@ pub use ids::{
 pub use image::{ExposedPort, Image, ImageConfig, ImageName, ImageSource, Layer, Protocol};
 pub use lease::{ExpiryAction, ExpiryCause, Lease, LeaseChange, Timeout};
 pub use name::{InvalidName, PoolName, validate_label_key};
+pub(crate) use network::shared;
 pub use network::{
-    AddressRange, Checked, Destination, NameGroup, NamedAddress, NetworkLimits, NetworkPlan, PlanRule, PortRange, Transport,
-    Verdict,
+    AddressRange, Checked, Cidr, DOMAIN_LEN_MAX, Destination, Floor, Flow, HEADER_HOST_LEN_MAX, HEADER_NAME_LEN_MAX,
+    HEADER_RULES_MAX, HEADER_VALUE_LEN_MAX, HEADERS_MAX, HeaderRule, HeaderSecret, InvalidPolicy, InvalidRule, NAME_GROUPS_MAX,
+    NameGroup, NameGroups, NamePattern, NamedAddress, NetworkLimits, NetworkPlan, NetworkPolicy, NetworkRule, NetworkTarget,
+    PlanRule, PortRange, RULE_PORTS_MAX, RULES_MAX, Transport, Verdict,
 };
 pub use planner::{BURST_GAP, GENTLE_AFTER_CLAIM, Pace, PoolCounts, PoolPlan, PoolSnapshot, plan_pool};
 pub use pool::{

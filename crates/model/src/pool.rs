@@ -1,10 +1,14 @@
 //! Pools: how many sandboxes of which template are kept, and by which policies.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExpiryAction, ImageName, PoolCounts, PoolId, PoolName, StringMap, TemplateRef, TemplateSpec, TenantId, Timestamp};
+use crate::{
+    ExpiryAction, ImageName, NetworkPolicy, PoolCounts, PoolId, PoolName, StringMap, TemplateRef, TemplateSpec, TenantId,
+    Timestamp,
+};
 
 /// What `replicas` counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -180,6 +184,9 @@ pub struct Overrides {
     pub image: Option<ImageName>,
     /// CPU and memory times this, at least 1.
     pub resource_multiplier: Option<u32>,
+    /// What its sandboxes may reach.
+    #[serde(default, with = "crate::shared")]
+    pub network: Option<Arc<NetworkPolicy>>,
 }
 
 /// Whether a pool is wanted.
@@ -242,6 +249,9 @@ impl Pool {
         }
         if let Some(factor) = self.overrides.resource_multiplier {
             spec.resources = spec.resources.multiplied(factor);
+        }
+        if let Some(network) = &self.overrides.network {
+            spec.network = Some(Arc::clone(network));
         }
         spec
     }

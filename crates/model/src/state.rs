@@ -1,12 +1,13 @@
 //! The sandbox's state machine. [`transition`] is the only way from one state to another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, Sandbox, StopCause,
-    Timeout, Timestamp,
+    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, NetworkPolicy, Sandbox,
+    StopCause, Timeout, Timestamp,
 };
 
 /// Where a sandbox is in its life.
@@ -126,6 +127,8 @@ pub enum Command {
     FinishResume,
     /// Change the lease's clocks.
     Renew(LeaseChange),
+    /// Let it reach this from now on; `None`: what its spec says, else the default.
+    SetNetwork(Option<Arc<NetworkPolicy>>),
     /// The lease has ended and the policy is to keep the sandbox.
     ExpireAndKeep(ExpiryCause),
     /// Destroy it.
@@ -171,6 +174,7 @@ impl Command {
             Self::BeginPause | Self::FinishPause => "paused",
             Self::BeginResume | Self::FinishResume => "resumed",
             Self::Renew(_) => "renewed",
+            Self::SetNetwork(_) => "given another network policy",
             Self::ExpireAndKeep(_) => "expired",
             Self::BeginStop(_) => "stopped",
             Self::FinishStop => "terminated",
@@ -250,6 +254,13 @@ fn apply(next: &mut Sandbox, command: Command, now: Timestamp) -> Result<EventKi
             }
             renew(next, change, now);
             Ok(EventKind::Renewed)
+        }
+        (Running | Pausing | Paused | Resuming, Command::SetNetwork(policy)) => {
+            live_lease(next, now)?;
+            if let Some(lease) = next.lease.as_mut() {
+                lease.network = policy;
+            }
+            Ok(EventKind::NetworkChanged)
         }
         (Running | Pausing | Paused | Resuming, Command::ExpireAndKeep(cause)) => {
             next.state = Expired;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageName, PoolName, Resources, TemplateId, TenantId, Timestamp};
+use crate::{ImageName, NetworkPolicy, PoolName, Resources, TemplateId, TenantId, Timestamp};
 
 /// Environment variables: name to value.
 pub type EnvMap = BTreeMap<String, String>;
@@ -140,6 +141,9 @@ pub struct SandboxSpec {
     pub ports: Vec<PortSpec>,
     /// Host name inside. `None`: the first 12 characters of the id's random part.
     pub hostname: Option<String>,
+    /// What it may reach. `None`: what the tenant's or the installation's default says. A lease's own comes over it.
+    #[serde(default, with = "crate::shared")]
+    pub network: Option<Arc<NetworkPolicy>>,
 }
 
 impl SandboxSpec {
@@ -155,6 +159,7 @@ impl SandboxSpec {
             workdir: None,
             ports: Vec::new(),
             hostname: None,
+            network: None,
         }
     }
 }

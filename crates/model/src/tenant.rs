@@ -1,10 +1,11 @@
 //! Tenants, their API keys, and who is asking.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ApiKeyId, QuotaLimits, TenantId, Timestamp};
+use crate::{ApiKeyId, NetworkPolicy, QuotaLimits, TenantId, Timestamp};
 
 /// Whose objects. Native clients know it as a namespace made of a team and a user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Tenant {
     pub user: String,
     /// What it may hold.
     pub quota: QuotaLimits,
+    /// What its sandboxes may reach that say nothing of it. `None`: the installation's default.
+    #[serde(default, with = "crate::shared")]
+    pub network: Option<Arc<NetworkPolicy>>,
     /// When it was first seen.
     pub created_at: Timestamp,
 }

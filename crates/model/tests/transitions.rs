@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, ExitInfo, ExpiryAction, ExpiryCause, Failure, FailureReason, Lease,
-    LeaseChange, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout, Timestamp, transition,
+    LeaseChange, NetworkPolicy, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout, Timestamp,
+    transition,
 };
 
 fn at(millis: u64) -> Timestamp {
@@ -32,6 +34,7 @@ fn lease(now: Timestamp, life: Option<u64>, idle: Option<u64>) -> Lease {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::new(),
+        network: None,
     }
 }
 
@@ -44,7 +47,7 @@ fn failure() -> Failure {
 }
 
 /// One of each command, in the order of the table's columns.
-fn commands(now: Timestamp) -> [Command; 13] {
+fn commands(now: Timestamp) -> [Command; 14] {
     [
         Command::MarkReady(handle()),
         Command::MarkReadyClaimed(handle(), Box::new(lease(now, None, None))),
@@ -59,6 +62,7 @@ fn commands(now: Timestamp) -> [Command; 13] {
         Command::FinishStop,
         Command::Fail(failure()),
         Command::CommandExited(ExitInfo { code: 0 }),
+        Command::SetNetwork(Some(Arc::new(NetworkPolicy::closed()))),
     ]
 }
 
@@ -89,17 +93,17 @@ fn in_state(state: State) -> Sandbox {
 
 /// What becomes of each state at each command: a state, `same` for itself, `already`, or `-` for refused.
 const TABLE: &str = "
-             mark-ready mark-claimed claim   begin-pause finish-pause begin-resume finish-resume renew expire  begin-stop finish-stop fail    exited
-provisioning ready      running      -       -           -            -            -             -     -       stopping   -           failed  -
-ready        -          -            running -           -            -            -             -     -       stopping   -           failed  same
-running      -          -            -       pausing     paused       already      already       same  expired stopping   -           failed  same
-pausing      -          -            -       already     paused       -            -             same  expired stopping   -           failed  same
-paused       -          -            -       already     already      resuming     running       same  expired stopping   -           failed  same
-resuming     -          -            -       -           -            already      running       same  expired stopping   -           failed  same
-stopping     -          -            -       -           -            -            -             -     -       already    terminated  -       -
-terminated   -          -            -       -           -            -            -             -     -       -          already     -       -
-failed       -          -            -       -           -            -            -             -     -       -          -           already -
-expired      -          -            -       -           -            -            -             -     -       stopping   -           failed  -
+             mark-ready mark-claimed claim   begin-pause finish-pause begin-resume finish-resume renew expire  begin-stop finish-stop fail    exited  network
+provisioning ready      running      -       -           -            -            -             -     -       stopping   -           failed  -       -
+ready        -          -            running -           -            -            -             -     -       stopping   -           failed  same    -
+running      -          -            -       pausing     paused       already      already       same  expired stopping   -           failed  same    same
+pausing      -          -            -       already     paused       -            -             same  expired stopping   -           failed  same    same
+paused       -          -            -       already     already      resuming     running       same  expired stopping   -           failed  same    same
+resuming     -          -            -       -           -            already      running       same  expired stopping   -           failed  same    same
+stopping     -          -            -       -           -            -            -             -     -       already    terminated  -       -       -
+terminated   -          -            -       -           -            -            -             -     -       -          already     -       -       -
+failed       -          -            -       -           -            -            -             -     -       -          -           already -       -
+expired      -          -            -       -           -            -            -             -     -       stopping   -           failed  -       -
 ";
 
 #[test]
@@ -107,7 +111,7 @@ fn every_pair_of_state_and_command_does_what_the_table_says() {
     let rows: Vec<Vec<&str>> = TABLE.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows.len(), State::ALL.len());
     for (row, state) in rows.iter().zip(State::ALL) {
-        assert_eq!((row[0], row.len()), (state.as_str(), 14));
+        assert_eq!((row[0], row.len()), (state.as_str(), 15));
         for (expected, command) in row[1..].iter().zip(commands(at(3000))) {
             let record = in_state(state);
             let outcome = transition(&record, command.clone(), &Actor::system(), at(3000));

@@ -90,6 +90,7 @@ fn the_earlier_clock_ends_a_lease() {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::new(),
+        network: None,
     };
     let active = at(100);
     assert_eq!(lease(None, None).deadline(active), None);

@@ -10,6 +10,8 @@ mod sqlite;
 
 pub use sqlite::SqliteStore;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, Build, BuildId, BuildLog, CachedStep, Event, EventSeq, Image, ImageName, KeyHash, Lease, Pool,
@@ -172,6 +174,12 @@ pub trait Store: Send + Sync + 'static {
     async fn tenant_list(&self) -> Result<Vec<Tenant>, StoreError>;
     /// Replaces a tenant's quota.
     async fn tenant_set_quota(&self, id: TenantId, quota: sandbank_model::QuotaLimits) -> Result<Write<Tenant>, StoreError>;
+    /// Replaces what a tenant's sandboxes may reach that say nothing of it.
+    async fn tenant_set_network(
+        &self,
+        id: TenantId,
+        network: Option<Arc<sandbank_model::NetworkPolicy>>,
+    ) -> Result<Write<Tenant>, StoreError>;
     /// What a tenant holds: the sum over its sandboxes in live states.
     async fn tenant_usage(&self, id: TenantId) -> Result<Usage, StoreError>;
 

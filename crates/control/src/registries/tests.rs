@@ -46,6 +46,7 @@ fn control(dir: &Path, key: u8) -> Control {
         pulls: crate::PullSettings::default(),
         scratch_dir: std::env::temp_dir(),
         builds: crate::BuildSettings::default(),
+        network: crate::types::NetworkSettings::default(),
     };
     let store = Arc::new(SqliteStore::open(dir.join("sandbank.db")).unwrap());
     let drivers: Vec<Arc<dyn sandbank_driver::Driver>> = vec![Arc::new(FakeDriver::new())];

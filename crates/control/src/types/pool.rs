@@ -7,7 +7,7 @@ use sandbank_model::{
     TemplateSpec,
 };
 
-use super::OwnerView;
+use super::{NetworkRequest, OwnerView};
 
 /// A template to write.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct TemplateRequest {
     pub version: Option<SemVer>,
     /// Content.
     pub spec: TemplateSpec,
+    /// What its sandboxes may reach, in place of what `spec` says. `None`: the default.
+    pub network: Option<NetworkRequest>,
     /// Owned by the installation (admins only) or by the caller's tenant.
     pub global: bool,
     /// Optimistic locking: refuse unless this is the present generation.
@@ -43,6 +45,8 @@ pub struct PoolRequest {
     pub template: TemplateSource,
     /// What it changes in it.
     pub overrides: Overrides,
+    /// What its sandboxes may reach, in place of what the template says.
+    pub network: Option<NetworkRequest>,
     /// Size.
     pub sizing: Sizing,
     /// Growth.

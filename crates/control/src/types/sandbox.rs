@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, Sandbox, SandboxSpec, State, StringMap, Timeout};
 
-use super::OwnerView;
+use super::{NetworkRequest, OwnerView};
 
 /// A sandbox with the names of its owner.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct LeaseRequest {
     pub annotations: StringMap,
     /// Environment added to the spec's; at most 256 KiB in all.
     pub env: EnvMap,
+    /// What it may reach. `None`: the template's or pool's, else the default.
+    pub network: Option<NetworkRequest>,
 }
 
 /// A claim.

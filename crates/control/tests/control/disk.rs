@@ -48,6 +48,10 @@ impl Store for DiskOf {
         self.space()?;
         self.store.tenant_set_quota(id, quota).await
     }
+    async fn tenant_set_network(&self, id: TenantId, network: Option<Arc<NetworkPolicy>>) -> Answer<Write<Tenant>> {
+        self.space()?;
+        self.store.tenant_set_network(id, network).await
+    }
     async fn tenant_usage(&self, id: TenantId) -> Answer<Usage> {
         self.store.tenant_usage(id).await
     }

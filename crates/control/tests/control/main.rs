@@ -9,6 +9,7 @@ mod images;
 mod inside;
 mod keys;
 mod lifecycle;
+mod network;
 mod pools;
 mod random;
 mod recovery;

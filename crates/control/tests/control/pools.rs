@@ -27,8 +27,11 @@ async fn a_pool_that_makes_no_sense_is_refused() {
         sized("p", 5, Some(1), Some(2)),
         sized("p", u32::MAX, None, None),
         PoolRequest { autoscaling, ..pool_request("p", 1) },
-        PoolRequest { overrides: Overrides { image: Some(image("nowhere")), resource_multiplier: None }, ..pool_request("p", 1) },
-        PoolRequest { overrides: Overrides { image: None, resource_multiplier: Some(0) }, ..pool_request("p", 1) },
+        PoolRequest {
+            overrides: Overrides { image: Some(image("nowhere")), resource_multiplier: None, network: None },
+            ..pool_request("p", 1)
+        },
+        PoolRequest { overrides: Overrides { image: None, resource_multiplier: Some(0), network: None }, ..pool_request("p", 1) },
         PoolRequest { driver: Some("other".into()), ..pool_request("p", 1) },
     ];
     for request in bad {
@@ -298,7 +301,7 @@ async fn sync_takes_the_template_over_and_keeps_the_pools_own_overrides() {
     template.spec.annotations.insert("agentbox.io/sync-source".into(), "hub".into());
     template.spec.annotations.insert("note".into(), "kept".into());
     world.control.template_create(&user, template).await.unwrap();
-    let overrides = Overrides { image: None, resource_multiplier: Some(2) };
+    let overrides = Overrides { image: None, resource_multiplier: Some(2), network: None };
     let request = PoolRequest { template: TemplateSource::Named(pool_name("t")), overrides, ..pool_request("p", 0) };
     world.control.pool_create(&user, request).await.unwrap();
     let preview = world.control.pool_sync_preview(&user, &pool_name("p")).await.unwrap();

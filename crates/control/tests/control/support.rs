@@ -67,6 +67,7 @@ pub fn settings() -> Settings {
         pulls: sandbank_control::PullSettings::default(),
         scratch_dir: std::env::temp_dir(),
         builds: BuildSettings::default(),
+        network: sandbank_control::NetworkSettings::default(),
     }
 }
 
@@ -287,7 +288,14 @@ pub fn template_spec() -> TemplateSpec {
 }
 
 pub fn template_request(name: &str, global: bool) -> TemplateRequest {
-    TemplateRequest { name: pool_name(name), version: None, spec: template_spec(), global, expected_generation: None }
+    TemplateRequest {
+        name: pool_name(name),
+        version: None,
+        spec: template_spec(),
+        network: None,
+        global,
+        expected_generation: None,
+    }
 }
 
 pub fn pool_request(name: &str, replicas: u32) -> PoolRequest {
@@ -295,6 +303,7 @@ pub fn pool_request(name: &str, replicas: u32) -> PoolRequest {
         name: pool_name(name),
         template: TemplateSource::Inline(Box::new(template_spec())),
         overrides: Overrides::default(),
+        network: None,
         sizing: Sizing { replicas, min: None, max: None, counting: Counting::Total },
         autoscaling: Autoscaling::default(),
         policies: PoolPolicies::default(),

@@ -8,7 +8,7 @@ use sandbank_model::{NamedAddress, NetworkPlan, SandboxId};
 
 use super::world::World;
 use super::{FakeDriver, lock};
-use crate::DriverEvent;
+use crate::{DriverEvent, Traffic};
 
 /// How an agent misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -193,6 +193,13 @@ impl FakeFaults {
     pub fn opened(&self, id: SandboxId) -> Vec<NamedAddress> {
         let sandbox = lock(&self.world.state).sandboxes.get(&id).cloned();
         sandbox.map(|sandbox| lock(&sandbox.opened).clone()).unwrap_or_default()
+    }
+
+    /// So much crossed the sandbox's network interface. Nothing happens when there is no such sandbox.
+    pub fn traffic(&self, id: SandboxId, traffic: Traffic) {
+        if let Some(sandbox) = lock(&self.world.state).sandboxes.get(&id) {
+            *lock(&sandbox.traffic) = traffic;
+        }
     }
 
     /// The layers that exist.

@@ -250,8 +250,7 @@ impl Driver for FakeDriver {
 
     async fn traffic(&self, target: Target<'_>) -> Result<Traffic, DriverError> {
         self.capabilities.require(Capability::Network)?;
-        self.sandbox(target)?;
-        Ok(Traffic::default())
+        Ok(*lock(&self.sandbox(target)?.traffic))
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

@@ -11,7 +11,7 @@ use super::faults::{AgentFault, Calls, Method, MethodFault, Responder};
 use super::files::{Change, FileTree};
 use super::lock;
 use super::processes::Processes;
-use crate::DriverEvent;
+use crate::{DriverEvent, Traffic};
 
 /// Changes that a slow watcher may fall behind before it is told `Overflow`.
 const CHANGES_KEPT: usize = 256;
@@ -80,6 +80,7 @@ pub(super) struct FakeSandbox {
     pub(super) network: Mutex<NetworkPlan>,
     /// What was opened for names, in order.
     pub(super) opened: Mutex<Vec<NamedAddress>>,
+    pub(super) traffic: Mutex<Traffic>,
     pulse: watch::Sender<Pulse>,
 }
 
@@ -95,6 +96,7 @@ impl FakeSandbox {
             processes: Processes::new(),
             network: Mutex::new(network),
             opened: Mutex::default(),
+            traffic: Mutex::default(),
             pulse,
         })
     }

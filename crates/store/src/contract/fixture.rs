@@ -52,6 +52,7 @@ pub fn tenant(name: &str) -> Tenant {
         name: name.to_owned(),
         team: "team".to_owned(),
         user: name.to_owned(),
+        network: None,
         quota: QuotaLimits::default(),
         created_at: now,
     }
@@ -195,6 +196,7 @@ pub fn lease(now: Timestamp, metadata: &[(&str, &str)]) -> Lease {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::from([("NAME".to_owned(), "value".to_owned())]),
+        network: None,
     }
 }
 

@@ -35,6 +35,7 @@ macro_rules! store_contract {
             a_tenant_is_made_once_under_its_name,
             tenants_are_found_by_id_and_name_and_listed_by_name,
             a_quota_is_replaced_or_its_tenant_is_missing,
+            a_network_policy_is_replaced_or_its_tenant_is_missing,
             a_key_is_found_by_its_hash_and_its_hash_is_unique,
             a_revoked_key_stays_as_it_was_revoked,
             keys_are_listed_oldest_first_and_by_tenant,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sandbank_model::{ApiKeyId, Pool, PoolName, QuotaLimits, SemVer, Template, TemplateId, TenantId, Timestamp};
+use sandbank_model::{ApiKeyId, NetworkPolicy, Pool, PoolName, QuotaLimits, SemVer, Template, TemplateId, TenantId, Timestamp};
 
 use super::fixture::{image, key, pool, pool_event, template, tenant};
 use crate::{Insert, PageRequest, Store, Write};
@@ -51,6 +51,19 @@ pub async fn a_quota_is_replaced_or_its_tenant_is_missing(store: Arc<dyn Store>)
     assert_eq!(changed.quota, quota);
     assert_eq!(store.tenant_get(known.id).await.unwrap(), Some(changed));
     assert_eq!(store.tenant_set_quota(tenant("b").id, quota).await.unwrap(), Write::Missing);
+}
+
+/// `tenant_set_network` on one that is there and one that is not; the quota stays.
+pub async fn a_network_policy_is_replaced_or_its_tenant_is_missing(store: Arc<dyn Store>) {
+    let known = store.tenant_ensure(tenant("a")).await.unwrap();
+    let policy = NetworkPolicy { allow: vec!["*.example.com:443".parse().unwrap()], ..NetworkPolicy::closed() };
+    for network in [Some(Arc::new(policy)), None] {
+        let changed = store.tenant_set_network(known.id, network.clone()).await.unwrap();
+        let Write::Updated(changed) = changed else { panic!("the tenant exists") };
+        assert_eq!((&changed.network, changed.quota), (&network, known.quota));
+        assert_eq!(store.tenant_get(known.id).await.unwrap(), Some(changed));
+    }
+    assert_eq!(store.tenant_set_network(tenant("b").id, None).await.unwrap(), Write::Missing);
 }
 
 /// The hash is the key's name.

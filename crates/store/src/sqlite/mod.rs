@@ -161,6 +161,14 @@ impl Store for SqliteStore {
         self.write(move |unit| unit.tenant_set_quota(id, quota)).await
     }
 
+    async fn tenant_set_network(
+        &self,
+        id: TenantId,
+        network: Option<Arc<sandbank_model::NetworkPolicy>>,
+    ) -> Result<Write<Tenant>, StoreError> {
+        self.write(move |unit| unit.tenant_set_network(id, network)).await
+    }
+
     async fn tenant_usage(&self, id: TenantId) -> Result<Usage, StoreError> {
         Ok(self.memory().usage(id))
     }

@@ -1,8 +1,11 @@
 //! What the writer does with tenants, keys, templates, pools and images.
 
+use std::sync::Arc;
+
 use rusqlite::params;
 use sandbank_model::{
-    ApiKey, ApiKeyId, Event, Image, ImageName, Pool, PoolId, PoolName, QuotaLimits, Template, Tenant, TenantId, Timestamp,
+    ApiKey, ApiKeyId, Event, Image, ImageName, NetworkPolicy, Pool, PoolId, PoolName, QuotaLimits, Template, Tenant, TenantId,
+    Timestamp,
 };
 
 use super::error::{Doing, encode, int};
@@ -28,10 +31,29 @@ impl Unit<'_> {
 
     pub(super) fn tenant_set_quota(&mut self, id: TenantId, quota: QuotaLimits) -> Result<Write<Tenant>, StoreError> {
         const DOING: &str = "changing a tenant";
+        self.tenant_change(id, DOING, |tenant| tenant.quota = quota)
+    }
+
+    pub(super) fn tenant_set_network(
+        &mut self,
+        id: TenantId,
+        network: Option<Arc<NetworkPolicy>>,
+    ) -> Result<Write<Tenant>, StoreError> {
+        const DOING: &str = "changing a tenant's network policy";
+        self.tenant_change(id, DOING, |tenant| tenant.network = network)
+    }
+
+    fn tenant_change(
+        &mut self,
+        id: TenantId,
+        doing: &'static str,
+        change: impl FnOnce(&mut Tenant),
+    ) -> Result<Write<Tenant>, StoreError> {
         let Some(tenant) = self.memory().tenant(id) else { return Ok(Write::Missing) };
-        let tenant = Tenant { quota, ..Tenant::clone(tenant) };
-        let record = encode(&tenant, DOING)?;
-        self.conn.execute("UPDATE tenant SET record = ?2 WHERE id = ?1", params![id.uuid().as_bytes(), record]).doing(DOING)?;
+        let mut tenant = Tenant::clone(tenant);
+        change(&mut tenant);
+        let record = encode(&tenant, doing)?;
+        self.conn.execute("UPDATE tenant SET record = ?2 WHERE id = ?1", params![id.uuid().as_bytes(), record]).doing(doing)?;
         self.put_tenant(tenant.clone());
         Ok(Write::Updated(tenant))
     }

@@ -1,0 +1,206 @@
+//! What each sandbox may reach, compiled, in memory: services of the host ask it for every name and every connection.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use sandbank_model::{
+    Cidr, Floor, Flow, HeaderSecret, NameGroup, NameGroups, NetworkPlan, NetworkPolicy, SandboxId, TenantId, Verdict,
+};
+
+use super::denied::Denials;
+
+/// Forgotten policies that the memory of compiled ones may hold beyond those in use.
+const STALE_MAX: usize = 64;
+
+/// A policy with what follows from it.
+#[derive(Debug)]
+struct Compiled {
+    policy: Arc<NetworkPolicy>,
+    plan: NetworkPlan,
+    groups: NameGroups,
+}
+
+/// What one sandbox may reach, ready to be asked. Another policy is another value: it never changes.
+#[derive(Debug)]
+pub struct ActiveNetwork {
+    tenant: TenantId,
+    floor: Arc<Floor>,
+    compiled: Arc<Compiled>,
+}
+
+impl ActiveNetwork {
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> &NetworkPolicy {
+        &self.compiled.policy
+    }
+
+    /// What the driver enforces.
+    #[must_use]
+    pub fn plan(&self) -> &NetworkPlan {
+        &self.compiled.plan
+    }
+
+    /// What no policy opens.
+    #[must_use]
+    pub fn floor(&self) -> &Floor {
+        &self.floor
+    }
+
+    /// The groups that an answer for this name opens; none: its addresses are opened for no name's sake.
+    #[must_use]
+    pub fn groups_of(&self, name: &str) -> Vec<NameGroup> {
+        self.compiled.groups.of(&self.compiled.policy, name)
+    }
+
+    /// Whether the name may be resolved. Another one does not exist for the sandbox.
+    #[must_use]
+    pub fn may_resolve(&self, name: &str) -> bool {
+        self.compiled.policy.may_resolve(name)
+    }
+
+    /// What becomes of a connection that asks for `name` at an address: see [`NetworkPolicy::verdict`].
+    #[must_use]
+    pub fn verdict(&self, name: Option<&str>, flow: &Flow) -> Verdict {
+        self.compiled.policy.verdict(&self.floor, name, flow)
+    }
+
+    /// Whether some request to this host could get headers: its connections must be opened up for that.
+    #[must_use]
+    pub fn injects_into(&self, host: &str) -> bool {
+        self.compiled.policy.headers.iter().any(|rule| rule.covers_host(host))
+    }
+
+    pub(super) fn headers_for(&self, host: &str, path: &str) -> Vec<(usize, &str, &HeaderSecret)> {
+        self.compiled.policy.headers_for(host, path)
+    }
+
+    pub(super) const fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+}
+
+/// A sandbox's entry.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) active: Arc<ActiveNetwork>,
+    /// Held for writing while the driver is told another plan, for reading while it is told addresses: those of one policy are never
+    /// opened under another.
+    pub(super) gate: Arc<tokio::sync::RwLock<()>>,
+}
+
+/// All live sandboxes' networks. An entry comes with a sandbox's making or adoption and goes with its end.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    floor: Arc<Floor>,
+    entries: RwLock<HashMap<SandboxId, Entry>>,
+    /// By the address of the policy: thousands of sandboxes of a pool share one.
+    compiled: Mutex<HashMap<usize, Weak<Compiled>>>,
+    pub(super) denied: Mutex<HashMap<SandboxId, Denials>>,
+}
+
+impl Networks {
+    pub(crate) fn new(allow_private: &[Cidr]) -> Self {
+        Self {
+            floor: Arc::new(Floor::new(allow_private)),
+            entries: RwLock::default(),
+            compiled: Mutex::default(),
+            denied: Mutex::default(),
+        }
+    }
+
+    pub(super) fn get(&self, id: SandboxId) -> Option<Entry> {
+        self.entries.read().get(&id).cloned()
+    }
+
+    pub(super) fn compile(&self, tenant: TenantId, policy: &Arc<NetworkPolicy>) -> ActiveNetwork {
+        let floor = Arc::clone(&self.floor);
+        let key = Arc::as_ptr(policy).addr();
+        let known = self.compiled.lock().get(&key).and_then(Weak::upgrade).filter(|known| Arc::ptr_eq(&known.policy, policy));
+        if let Some(compiled) = known {
+            return ActiveNetwork { tenant, floor, compiled };
+        }
+        let compiled = Compiled { plan: policy.plan(&floor), groups: policy.name_groups(), policy: Arc::clone(policy) };
+        let compiled = Arc::new(compiled);
+        let mut known = self.compiled.lock();
+        if known.len() > 2 * self.entries.read().len() + STALE_MAX {
+            known.retain(|_, compiled| compiled.strong_count() > 0);
+        }
+        known.insert(key, Arc::downgrade(&compiled));
+        ActiveNetwork { tenant, floor, compiled }
+    }
+
+    /// Puts it in force for whoever asks; the entry's gate stays the same.
+    pub(super) fn put(&self, id: SandboxId, active: Arc<ActiveNetwork>) {
+        let mut entries = self.entries.write();
+        match entries.get_mut(&id) {
+            Some(entry) => entry.active = active,
+            None => {
+                entries.insert(id, Entry { active, gate: Arc::default() });
+            }
+        }
+    }
+
+    /// Puts it in force if the sandbox still has an entry.
+    pub(super) fn replace(&self, id: SandboxId, active: Arc<ActiveNetwork>) {
+        if let Some(entry) = self.entries.write().get_mut(&id) {
+            entry.active = active;
+        }
+    }
+
+    /// The sandbox has ended: nothing is allowed any more.
+    pub(crate) fn remove(&self, id: SandboxId) {
+        self.entries.write().remove(&id);
+    }
+
+    #[cfg(test)]
+    pub(super) fn compiled_len(&self) -> usize {
+        self.compiled.lock().len()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use sandbank_model::Timestamp;
+
+    use super::*;
+
+    fn tenant(n: u8) -> TenantId {
+        TenantId::new(Timestamp::default(), [n; 10])
+    }
+
+    fn id(n: u16) -> SandboxId {
+        let mut random = [0; 10];
+        random[..2].copy_from_slice(&n.to_be_bytes());
+        SandboxId::new(Timestamp::default(), random)
+    }
+
+    #[test]
+    fn sandboxes_of_one_policy_share_what_was_compiled() {
+        let networks = Networks::new(&[]);
+        let policy = Arc::new(NetworkPolicy::closed());
+        for n in 0..100 {
+            networks.put(id(n), Arc::new(networks.compile(tenant(1), &policy)));
+        }
+        assert_eq!(networks.compiled_len(), 1);
+        let (one, other) = (networks.get(id(1)).unwrap(), networks.get(id(2)).unwrap());
+        assert!(Arc::ptr_eq(&one.active.compiled, &other.active.compiled));
+        let foreign = networks.compile(tenant(2), &policy);
+        assert!(foreign.tenant() == tenant(2) && Arc::ptr_eq(&foreign.compiled, &one.active.compiled));
+    }
+
+    #[test]
+    fn forgotten_policies_do_not_pile_up() {
+        let networks = Networks::new(&[]);
+        for _ in 0..10_000 {
+            networks.put(id(1), Arc::new(networks.compile(tenant(1), &Arc::new(NetworkPolicy::closed()))));
+        }
+        assert!(networks.compiled_len() <= STALE_MAX + 4, "{}", networks.compiled_len());
+        networks.remove(id(1));
+        assert!(networks.get(id(1)).is_none());
+        networks.replace(id(1), Arc::new(networks.compile(tenant(1), &Arc::new(NetworkPolicy::closed()))));
+        assert!(networks.get(id(1)).is_none(), "an ended sandbox does not come back");
+    }
+}
