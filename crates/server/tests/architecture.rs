@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent", &["agent-protocol"]),
     ("oci", &["model"]),
     ("build", &["model"]),
+    ("egress", &["model"]),
     ("store", &["model"]),
     ("driver", &["agent-protocol", "model"]),
     ("driver-linux", &["agent-protocol", "driver", "model"]),
@@ -35,7 +36,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap", &["bench", "server"]),
     ("metrics-exporter-prometheus", &["server"]),
     ("reqwest", &["oci"]),
-    ("rustls", &["oci"]),
+    ("rustls", &["egress", "oci"]),
+    ("rcgen", &["egress"]),
+    ("hickory-proto", &["egress"]),
     ("chacha20poly1305", &["control"]),
 ];
 /// The model has no I/O, no clock, no runtime, no HTTP, no SQL.
