@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sandbank_driver::{CreateRequest, Driver, DriverError};
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Failure, FailureReason, Image, Lease,
-    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
+    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, PortAccess, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
     Timestamp,
 };
 use sandbank_store::Write;
@@ -66,7 +66,8 @@ impl LeaseTerms {
 
     /// The lease, beginning at `now`.
     pub(crate) fn begin(&self, now: Timestamp, assignment: AssignmentId) -> Lease {
-        let LeaseRequest { timeout: _, idle_timeout: _, on_expiry: _, metadata, labels, annotations, env } = &self.request;
+        let LeaseRequest { timeout: _, idle_timeout: _, on_expiry: _, metadata, labels, annotations, env, public_ports } =
+            &self.request;
         Lease {
             holder: self.holder.clone(),
             assignment,
@@ -78,6 +79,7 @@ impl LeaseTerms {
             labels: labels.clone(),
             annotations: annotations.clone(),
             env: env.clone(),
+            ports: PortAccess { public: public_ports.clone(), token_generation: 0 },
         }
     }
 }

@@ -76,6 +76,23 @@ pub(crate) fn setns(namespace: BorrowedFd<'_>, nstype: c_int) -> Result<(), Errn
     check(unsafe { libc::syscall(libc::SYS_setns, namespace.as_raw_fd(), nstype) }).map(drop)
 }
 
+/// Runs `action` in the network namespace of `process` (a pidfd) and comes back to `home`. The calling thread is in the foreign
+/// namespace meanwhile, so `action` must be one system call or two and must not panic or hand work to other threads.
+///
+/// A thread that could not come back would serve other sandboxes' requests from inside this one: that ends the program.
+pub(crate) fn in_network_namespace<T>(
+    process: BorrowedFd<'_>,
+    home: BorrowedFd<'_>,
+    action: impl FnOnce() -> T,
+) -> Result<T, Errno> {
+    setns(process, libc::CLONE_NEWNET)?;
+    let done = action();
+    if setns(home, libc::CLONE_NEWNET).is_err() {
+        std::process::abort();
+    }
+    Ok(done)
+}
+
 /// unshare(2) for namespaces only (never `CLONE_FILES` or `CLONE_FS`, which would break assumptions of std).
 pub(crate) fn unshare_namespaces(flags: c_int) -> Result<(), Errno> {
     const NAMESPACES: c_int = libc::CLONE_NEWNS

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AssignmentId, EnvMap, StringMap, Timestamp};
+use crate::{AssignmentId, EnvMap, PortAccess, StringMap, Timestamp};
 
 /// What happens when a lease ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct Lease {
     pub annotations: StringMap,
     /// Environment added to that of the spec.
     pub env: EnvMap,
+    /// Who may reach its ports.
+    #[serde(default, skip_serializing_if = "PortAccess::is_default")]
+    pub ports: PortAccess,
 }
 
 impl Lease {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, Sandbox, StopCause,
-    Timeout, Timestamp,
+    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, PortAccessChange,
+    Sandbox, StopCause, Timeout, Timestamp,
 };
 
 /// Where a sandbox is in its life.
@@ -126,6 +126,8 @@ pub enum Command {
     FinishResume,
     /// Change the lease's clocks.
     Renew(LeaseChange),
+    /// Change who may reach its ports.
+    ChangePortAccess(PortAccessChange),
     /// The lease has ended and the policy is to keep the sandbox.
     ExpireAndKeep(ExpiryCause),
     /// Destroy it.
@@ -171,6 +173,7 @@ impl Command {
             Self::BeginPause | Self::FinishPause => "paused",
             Self::BeginResume | Self::FinishResume => "resumed",
             Self::Renew(_) => "renewed",
+            Self::ChangePortAccess(_) => "opened to others",
             Self::ExpireAndKeep(_) => "expired",
             Self::BeginStop(_) => "stopped",
             Self::FinishStop => "terminated",
@@ -251,6 +254,10 @@ fn apply(next: &mut Sandbox, command: Command, now: Timestamp) -> Result<EventKi
             renew(next, change, now);
             Ok(EventKind::Renewed)
         }
+        (Running | Pausing | Paused | Resuming, Command::ChangePortAccess(change)) => {
+            live_lease(next, now)?;
+            Ok(change_port_access(next, change))
+        }
         (Running | Pausing | Paused | Resuming, Command::ExpireAndKeep(cause)) => {
             next.state = Expired;
             next.ended_at = Some(now);
@@ -292,6 +299,25 @@ fn claim(next: &mut Sandbox, lease: Lease, now: Timestamp) -> EventKind {
     next.last_activity_at = next.last_activity_at.max(now);
     next.state = State::Running;
     EventKind::Claimed
+}
+
+fn change_port_access(next: &mut Sandbox, change: PortAccessChange) -> EventKind {
+    // A claimed sandbox has a lease.
+    let mut access = next.lease.as_mut().map(|lease| &mut lease.ports);
+    match change {
+        PortAccessChange::Public(public) => {
+            if let Some(access) = &mut access {
+                access.public = public;
+            }
+            EventKind::PortAccessChanged
+        }
+        PortAccessChange::RevokeTokens => {
+            if let Some(access) = &mut access {
+                access.token_generation = access.token_generation.wrapping_add(1);
+            }
+            EventKind::PortTokensRevoked
+        }
+    }
 }
 
 fn live_lease(sandbox: &Sandbox, now: Timestamp) -> Result<(), Refusal> {

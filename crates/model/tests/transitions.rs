@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, ExitInfo, ExpiryAction, ExpiryCause, Failure, FailureReason, Lease,
-    LeaseChange, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout, Timestamp, transition,
+    LeaseChange, PortAccess, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout, Timestamp, transition,
 };
 
 fn at(millis: u64) -> Timestamp {
@@ -32,6 +32,7 @@ fn lease(now: Timestamp, life: Option<u64>, idle: Option<u64>) -> Lease {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::new(),
+        ports: PortAccess::default(),
     }
 }
 

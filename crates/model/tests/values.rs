@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     ApiKey, ApiKeyId, AssignmentId, Autoscaling, Counting, ExpiryAction, ExpiryCause, ImageName, InvalidName, InvalidSizing,
-    KeyHash, Lease, PoolName, QuotaLimits, Resources, Role, SandboxId, Sealed, SemVer, Sizing, TenantId, Timeout, Timestamp,
+    KeyHash, Lease, PoolName, PortAccess, QuotaLimits, Resources, Role, SandboxId, Sealed, SemVer, Sizing, TenantId, Timeout, Timestamp,
     Usage, Visibility, VisibilityRule, validate_label_key,
 };
 
@@ -90,6 +90,7 @@ fn the_earlier_clock_ends_a_lease() {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::new(),
+        ports: PortAccess::default(),
     };
     let active = at(100);
     assert_eq!(lease(None, None).deadline(active), None);

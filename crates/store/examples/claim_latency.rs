@@ -137,6 +137,7 @@ async fn claim(store: &Arc<dyn Store>, pool: PoolId, n: u64, latency: &mut Histo
         labels: Default::default(),
         annotations: Default::default(),
         env: Default::default(),
+        ports: Default::default(),
     };
     let actor = Actor { name: "t-team-user".to_owned(), request_id: Some(format!("req-{n}")) };
     let began = Instant::now();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, Sandbox, SandboxSpec, State, StringMap, Timeout};
+use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, Sandbox, PublicPorts, SandboxSpec, State, StringMap, Timeout};
 
 use super::OwnerView;
 
@@ -34,6 +34,8 @@ pub struct LeaseRequest {
     pub annotations: StringMap,
     /// Environment added to the spec's; at most 256 KiB in all.
     pub env: EnvMap,
+    /// Ports that anybody may reach.
+    pub public_ports: PublicPorts,
 }
 
 /// A claim.

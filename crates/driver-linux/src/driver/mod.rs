@@ -3,12 +3,13 @@
 mod adopt;
 mod create;
 mod destroy;
+mod dial;
 mod live;
 mod watch;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
 use sandbank_driver::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, PortIo, Target,
 };
 use sandbank_model::{DriverHandle, Image, Layer, SandboxId};
 use tokio::net::UnixStream;
@@ -104,6 +105,8 @@ struct Shared {
     boot_id: String,
     /// Whether each sandbox has a range of user ids; else all of them have those of the server's user.
     id_ranges: bool,
+    /// The server's own network namespace, where those of sandboxes can be entered.
+    network_home: Option<OwnedFd>,
 }
 
 impl LinuxDriver {
@@ -133,6 +136,7 @@ impl LinuxDriver {
         let remover =
             Remover::start(trash, images.graft_targets()).map_err(|error| failed("start removing", io_errno(&error)))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        let id_ranges = has_id_ranges();
         let shared = Arc::new(Shared {
             capabilities: capabilities(&cgroups),
             config,
@@ -147,7 +151,8 @@ impl LinuxDriver {
             ranges: Mutex::default(),
             events: sender,
             boot_id: boot_id(),
-            id_ranges: has_id_ranges(),
+            id_ranges,
+            network_home: dial::own_namespace(id_ranges),
         });
         let watchers = watch::start(&shared);
         Ok(Self { shared, events: Mutex::new(Some(receiver)), watchers })
@@ -413,6 +418,12 @@ impl Driver for LinuxDriver {
 
     async fn adopt(&self, known: Vec<(SandboxId, Option<DriverHandle>)>) -> Result<Adopted, DriverError> {
         self.shared.adopt(known).await
+    }
+
+    async fn dial(&self, target: Target<'_>, port: u16) -> Option<std::io::Result<Box<dyn PortIo>>> {
+        let home = self.shared.network_home.as_ref()?;
+        let live = self.shared.get(target.id).ok()?;
+        dial::dial(home.as_fd(), &live, port).await
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

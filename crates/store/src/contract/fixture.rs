@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, CredentialKind, DriverHandle, Event, EventKind, EventSeq,
-    ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState,
+    ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState, PortAccess, PublicPorts,
     QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing,
     SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
 };
@@ -195,6 +195,7 @@ pub fn lease(now: Timestamp, metadata: &[(&str, &str)]) -> Lease {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         env: BTreeMap::from([("NAME".to_owned(), "value".to_owned())]),
+        ports: PortAccess { public: PublicPorts::Only([8000].into()), token_generation: 3 },
     }
 }
 
