@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use sandbank_control::{Caller, Control};
-use sandbank_http::{ProxySettings, TokenStore};
+use sandbank_http::{Gateway, TokenStore};
 use sandbank_model::{SandboxId, SemVer};
-
-use crate::session::KEY_HEADERS;
 
 /// What an installation may set for this dialect.
 #[derive(Clone)]
@@ -23,8 +21,6 @@ pub struct NativeSettings {
     pub client_version_min: SemVer,
     /// Address that clients reach this server by, such as `https://sandbank.example`; `None`: as the request's `Host` says.
     pub public_url: Option<String>,
-    /// Longest wait for the first byte of an answer through the port proxy.
-    pub port_response_timeout: Duration,
     /// Renders the Prometheus page; `None`: `/metrics` answers 404.
     pub render_metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
 }
@@ -37,7 +33,6 @@ impl Default for NativeSettings {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             client_version_min: SemVer { major: 0, minor: 0, patch: 0 },
             public_url: None,
-            port_response_timeout: Duration::from_secs(300),
             render_metrics: None,
         }
     }
@@ -63,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) control: Control,
     pub(crate) settings: NativeSettings,
     pub(crate) tokens: TokenStore<TokenGrant>,
-    pub(crate) proxy: ProxySettings,
+    pub(crate) gateway: Gateway,
     pub(crate) version_header: HeaderValue,
 }
 
@@ -75,15 +70,7 @@ const TOKEN_LIFE: Duration = Duration::from_secs(30);
 /// Most exec tokens alive.
 const TOKENS_MAX: usize = 10_000;
 
-pub(crate) fn build(control: Control, settings: NativeSettings) -> App {
-    let proxy = ProxySettings {
-        dial_timeout: Duration::from_secs(10),
-        response_timeout: settings.port_response_timeout,
-        // A program inside must not learn the key that opens it. `Authorization` is the program's own where another header
-        // carried our key; `routes::port` adds it here where not.
-        credential_headers: KEY_HEADERS.to_vec(),
-        touch_interval: Duration::from_secs(1),
-    };
+pub(crate) fn build(control: Control, gateway: Gateway, settings: NativeSettings) -> App {
     let version_header = HeaderValue::from_str(&settings.server_version).unwrap_or(HeaderValue::from_static("unknown"));
-    Arc::new(Inner { control, settings, tokens: TokenStore::new(TOKEN_LIFE, TOKENS_MAX), proxy, version_header })
+    Arc::new(Inner { control, settings, tokens: TokenStore::new(TOKEN_LIFE, TOKENS_MAX), gateway, version_header })
 }

@@ -10,7 +10,8 @@ use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required
 use utoipa::{Modify, OpenApi as _};
 
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets,
+    system, templates,
 };
 use crate::wire;
 
@@ -29,6 +30,7 @@ use crate::wire;
         exec::collect, exec::stream, exec::list, exec::signal, exec::attach,
         files::read, files::write, files::remove, files::stat, files::list, files::rename, files::mkdir, files::watch,
         sockets::terminal, sockets::exec, ports::on_port,
+        port_access::get, port_access::set, port_access::create_token, port_access::revoke_tokens, port_access::tunnel,
         pools::create, pools::list, pools::get, pools::update, pools::delete, pools::sync_template, pools::sync_preview,
         templates::list, templates::get, templates::create, templates::update, templates::delete,
         templates::admin_create, templates::admin_update, templates::admin_delete,

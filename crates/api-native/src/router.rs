@@ -7,12 +7,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post, put};
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use sandbank_control::Control;
-use sandbank_http::{REQUEST_ID, request_id};
+use sandbank_http::{Gateway, REQUEST_ID, request_id};
 
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets,
+    system, templates,
 };
 use crate::session::RequestId;
 
@@ -20,8 +21,8 @@ const SERVER_VERSION: HeaderName = HeaderName::from_static("x-agentbox-server-ve
 
 /// The whole dialect: everything under `/v1`, the data plane `/sandboxes/...`, `/ping`, `/health`, `/metrics` and
 /// `/openapi.json`. Unknown paths answer 404 and known paths with another method 405, in the envelope.
-pub fn router(control: Control, settings: NativeSettings) -> Router {
-    let app = app::build(control, settings);
+pub fn router(control: Control, gateway: Gateway, settings: NativeSettings) -> Router {
+    let app = app::build(control, gateway, settings);
     Router::new()
         .merge(sandbox_routes())
         .merge(inside_routes())
@@ -72,6 +73,9 @@ fn inside_routes() -> Router<App> {
         .route("/v1/sandboxes/{id}/files/move", post(files::rename))
         .route("/v1/sandboxes/{id}/files/mkdir", post(files::mkdir))
         .route("/v1/sandboxes/{id}/files/watch", get(files::watch))
+        .route("/v1/sandboxes/{id}/port-access", get(port_access::get).put(port_access::set))
+        .route("/v1/sandboxes/{id}/port-tokens", post(port_access::create_token).delete(port_access::revoke_tokens))
+        .route("/v1/sandboxes/{id}/port-tunnel", get(port_access::tunnel))
         .route("/v1/sandboxes/{id}/ports/{port}", any(ports::on_port))
         .route("/v1/sandboxes/{id}/ports/{port}/", any(ports::on_port))
         .route("/v1/sandboxes/{id}/ports/{port}/{*rest}", any(ports::on_port))

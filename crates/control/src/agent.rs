@@ -137,6 +137,12 @@ impl Incoming {
         Self { reader, guard, inner, id, _writer: None }
     }
 
+    /// One that is no activity by being open: connections to ports wait for their next request.
+    pub(crate) fn uncounted(inner: Arc<Inner>, id: SandboxId, reader: FrameReader<ReadHalf>) -> Self {
+        let guard = inner.streams.hold(id);
+        Self { reader, guard, inner, id, _writer: None }
+    }
+
     /// For operations that only receive.
     pub(crate) fn with_writer(inner: Arc<Inner>, id: SandboxId, reader: FrameReader<ReadHalf>, writer: WriteHalf) -> Self {
         let mut incoming = Self::new(inner, id, reader);
@@ -191,7 +197,7 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if !self.guard.is_ended() {
+        if self.guard.counts() && !self.guard.is_ended() {
             self.inner.activity.touch(self.id, self.inner.now());
         }
     }

@@ -18,6 +18,7 @@ use crate::locks::KeyedLocks;
 use crate::logs::KeptLogs;
 use crate::network::Networks;
 use crate::owners::Owners;
+use crate::ports::PortClosers;
 use crate::runtimes::PoolRuntimes;
 use crate::secrets::{Sealer, SecretKey};
 use crate::streams::Streams;
@@ -51,6 +52,7 @@ pub(crate) struct Inner {
     pub(crate) quota_locks: KeyedLocks<TenantId>,
     pub(crate) activity: Activity,
     pub(crate) streams: Streams,
+    pub(crate) port_closers: PortClosers,
     pub(crate) deadlines: Deadlines,
     pub(crate) pools: PoolRuntimes,
     pub(crate) kept_logs: KeptLogs,
@@ -102,6 +104,7 @@ impl Control {
             quota_locks: KeyedLocks::default(),
             activity: Activity::default(),
             streams: Streams::default(),
+            port_closers: PortClosers::default(),
             deadlines: Deadlines::default(),
             pools: PoolRuntimes::new(settings.waiting_claims_max),
             kept_logs: KeptLogs::default(),

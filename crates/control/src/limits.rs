@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sandbank_model::{EnvMap, Resources, SandboxSpec, StringMap, TemplateSpec, Timeout, validate_label_key};
 
+use crate::ports::check_public_ports;
 use crate::types::LeaseRequest;
 use crate::{Error, Result};
 
@@ -156,5 +157,6 @@ pub(crate) fn check_lease(request: &LeaseRequest) -> Result<()> {
     check_string_map("metadata", &request.metadata)?;
     check_string_map("labels", &request.labels)?;
     check_string_map("annotations", &request.annotations)?;
+    check_public_ports(&request.public_ports)?;
     check_env(&request.env)
 }

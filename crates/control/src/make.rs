@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use sandbank_driver::{CreateRequest, Driver, DriverError};
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Failure, FailureReason, Image, Lease,
-    NetworkPolicy, Pool, PoolId, PoolName, PoolPolicies, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
-    Timestamp,
+    NetworkPolicy, Pool, PoolId, PoolName, PoolPolicies, PortAccess, Sandbox, SandboxId, SandboxSpec, State, TemplateRef,
+    TenantId, Timeout, Timestamp,
 };
 use sandbank_store::Write;
 use tokio::sync::Semaphore;
@@ -77,8 +77,17 @@ impl LeaseTerms {
 
     /// The lease, beginning at `now`.
     pub(crate) fn begin(&self, now: Timestamp, assignment: AssignmentId) -> Lease {
-        let LeaseRequest { timeout: _, idle_timeout: _, on_expiry: _, metadata, labels, annotations, env, network: _ } =
-            &self.request;
+        let LeaseRequest {
+            timeout: _,
+            idle_timeout: _,
+            on_expiry: _,
+            metadata,
+            labels,
+            annotations,
+            env,
+            network: _,
+            public_ports,
+        } = &self.request;
         Lease {
             holder: self.holder.clone(),
             assignment,
@@ -91,6 +100,7 @@ impl LeaseTerms {
             annotations: annotations.clone(),
             env: env.clone(),
             network: self.network.clone(),
+            ports: PortAccess { public: public_ports.clone(), token_generation: 0 },
         }
     }
 }

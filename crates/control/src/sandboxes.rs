@@ -131,9 +131,16 @@ impl Inner {
     /// One sandbox that can be operated on: it runs and its lease lives.
     pub(crate) async fn running(&self, caller: &Caller, id: SandboxId) -> Result<Sandbox> {
         let sandbox = self.sandbox_of(caller, id).await?;
-        live_lease(&sandbox, self.now())?;
+        self.check_running(&sandbox)?;
+        Ok(sandbox)
+    }
+
+    /// Refuses a sandbox that cannot be operated on.
+    pub(crate) fn check_running(&self, sandbox: &Sandbox) -> Result<()> {
+        let id = sandbox.id;
+        live_lease(sandbox, self.now())?;
         if sandbox.state.is_operable() {
-            return Ok(sandbox);
+            return Ok(());
         }
         let advice = match sandbox.state {
             State::Paused | State::Pausing => ": resume it first",

@@ -66,6 +66,9 @@ impl Inner {
 
     /// What follows from every write: timers, streams, the pool.
     pub(crate) fn settle(&self, sandbox: &Sandbox) {
+        if !sandbox.state.is_operable() {
+            self.port_closers.tell(sandbox.id);
+        }
         match sandbox.state {
             State::Running | State::Pausing | State::Paused | State::Resuming => self.deadlines.arm_for(sandbox),
             State::Ready => {

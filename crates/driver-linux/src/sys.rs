@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -76,19 +76,21 @@ pub(crate) fn setns(namespace: BorrowedFd<'_>, nstype: c_int) -> Result<(), Errn
     check(unsafe { libc::syscall(libc::SYS_setns, namespace.as_raw_fd(), nstype) }).map(drop)
 }
 
-/// Does something in another network namespace, on this thread and without a break, and comes back: sockets opened there stay there.
+/// Runs `action` in the network namespace of `process` (a pidfd) and comes back to `home`. The calling thread is in the foreign
+/// namespace meanwhile, so `action` must be one system call or two and must not panic or hand work to other threads.
 ///
-/// # Panics
-/// Never: a thread that cannot come back would go on in the wrong place, so the process ends instead.
-pub(crate) fn within_network<T>(namespace: BorrowedFd<'_>, action: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let own = rustix::fs::open("/proc/thread-self/ns/net", flags, rustix::fs::Mode::empty())?;
-    setns(namespace, libc::CLONE_NEWNET)?;
-    let result = action();
-    if setns(own.as_fd(), libc::CLONE_NEWNET).is_err() {
+/// A thread that could not come back would serve other sandboxes' requests from inside this one: that ends the program.
+pub(crate) fn in_network_namespace<T>(
+    process: BorrowedFd<'_>,
+    home: BorrowedFd<'_>,
+    action: impl FnOnce() -> T,
+) -> Result<T, Errno> {
+    setns(process, libc::CLONE_NEWNET)?;
+    let done = action();
+    if setns(home, libc::CLONE_NEWNET).is_err() {
         std::process::abort();
     }
-    result
+    Ok(done)
 }
 
 /// unshare(2) for namespaces only (never `CLONE_FILES` or `CLONE_FS`, which would break assumptions of std).

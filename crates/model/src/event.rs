@@ -40,6 +40,10 @@ pub enum EventKind {
     Resumed,
     /// The lease's clocks were changed.
     Renewed,
+    /// Other ports are public now.
+    PortAccessChanged,
+    /// All port tokens given out before were revoked.
+    PortTokensRevoked,
     /// The lease ended by itself.
     Expired(ExpiryCause),
     /// It is being stopped.
@@ -91,6 +95,8 @@ impl EventKind {
             Self::Resuming => "resuming",
             Self::Resumed => "resumed",
             Self::Renewed => "renewed",
+            Self::PortAccessChanged => "port-access-changed",
+            Self::PortTokensRevoked => "port-tokens-revoked",
             Self::Expired(_) => "expired",
             Self::Stopping(_) => "stopping",
             Self::Terminated => "terminated",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AssignmentId, EnvMap, NetworkPolicy, StringMap, Timestamp};
+use crate::{AssignmentId, EnvMap, NetworkPolicy, PortAccess, StringMap, Timestamp};
 
 /// What happens when a lease ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,6 +77,9 @@ pub struct Lease {
     /// What the sandbox may reach, in place of what the spec says.
     #[serde(default, with = "crate::shared")]
     pub network: Option<Arc<NetworkPolicy>>,
+    /// Who may reach its ports.
+    #[serde(default, skip_serializing_if = "PortAccess::is_default")]
+    pub ports: PortAccess,
 }
 
 impl Lease {

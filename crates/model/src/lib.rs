@@ -13,6 +13,7 @@ mod name;
 mod network;
 mod planner;
 mod pool;
+mod port;
 mod registry;
 mod resources;
 mod sandbox;
@@ -43,6 +44,7 @@ pub use pool::{
     Autoscaling, Counting, InvalidSizing, Overrides, Pool, PoolPhase, PoolPolicies, PoolState, ReleaseAction, ScaleDownPolicy,
     ScaleUpMode, ScaleUpPolicy, Sizing, phase_of,
 };
+pub use port::{PUBLIC_PORTS_MAX, PortAccess, PortAccessChange, PublicPorts};
 pub use registry::{CredentialKind, RegistryCredential, Sealed};
 pub use resources::{QuotaExceeded, QuotaLimits, Resources, Usage};
 pub use sandbox::{DriverHandle, ExitInfo, Failure, FailureReason, Sandbox, StopCause};

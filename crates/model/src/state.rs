@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, NetworkPolicy, Sandbox,
-    StopCause, Timeout, Timestamp,
+    Actor, DriverHandle, Event, EventKind, EventSeq, ExitInfo, ExpiryCause, Failure, Lease, LeaseChange, NetworkPolicy,
+    PortAccessChange, Sandbox, StopCause, Timeout, Timestamp,
 };
 
 /// Where a sandbox is in its life.
@@ -129,6 +129,8 @@ pub enum Command {
     Renew(LeaseChange),
     /// Let it reach this from now on; `None`: what its spec says, else the default.
     SetNetwork(Option<Arc<NetworkPolicy>>),
+    /// Change who may reach its ports.
+    ChangePortAccess(PortAccessChange),
     /// The lease has ended and the policy is to keep the sandbox.
     ExpireAndKeep(ExpiryCause),
     /// Destroy it.
@@ -175,6 +177,7 @@ impl Command {
             Self::BeginResume | Self::FinishResume => "resumed",
             Self::Renew(_) => "renewed",
             Self::SetNetwork(_) => "given another network policy",
+            Self::ChangePortAccess(_) => "opened to others",
             Self::ExpireAndKeep(_) => "expired",
             Self::BeginStop(_) => "stopped",
             Self::FinishStop => "terminated",
@@ -262,6 +265,10 @@ fn apply(next: &mut Sandbox, command: Command, now: Timestamp) -> Result<EventKi
             }
             Ok(EventKind::NetworkChanged)
         }
+        (Running | Pausing | Paused | Resuming, Command::ChangePortAccess(change)) => {
+            live_lease(next, now)?;
+            Ok(change_port_access(next, change))
+        }
         (Running | Pausing | Paused | Resuming, Command::ExpireAndKeep(cause)) => {
             next.state = Expired;
             next.ended_at = Some(now);
@@ -303,6 +310,25 @@ fn claim(next: &mut Sandbox, lease: Lease, now: Timestamp) -> EventKind {
     next.last_activity_at = next.last_activity_at.max(now);
     next.state = State::Running;
     EventKind::Claimed
+}
+
+fn change_port_access(next: &mut Sandbox, change: PortAccessChange) -> EventKind {
+    // A claimed sandbox has a lease.
+    let mut access = next.lease.as_mut().map(|lease| &mut lease.ports);
+    match change {
+        PortAccessChange::Public(public) => {
+            if let Some(access) = &mut access {
+                access.public = public;
+            }
+            EventKind::PortAccessChanged
+        }
+        PortAccessChange::RevokeTokens => {
+            if let Some(access) = &mut access {
+                access.token_generation = access.token_generation.wrapping_add(1);
+            }
+            EventKind::PortTokensRevoked
+        }
+    }
 }
 
 fn live_lease(sandbox: &Sandbox, now: Timestamp) -> Result<(), Refusal> {

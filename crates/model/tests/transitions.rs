@@ -8,8 +8,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, ExitInfo, ExpiryAction, ExpiryCause, Failure, FailureReason, Lease,
-    LeaseChange, NetworkPolicy, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout, Timestamp,
-    transition,
+    LeaseChange, NetworkPolicy, PortAccess, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout,
+    Timestamp, transition,
 };
 
 fn at(millis: u64) -> Timestamp {
@@ -35,6 +35,7 @@ fn lease(now: Timestamp, life: Option<u64>, idle: Option<u64>) -> Lease {
         annotations: BTreeMap::new(),
         env: BTreeMap::new(),
         network: None,
+        ports: PortAccess::default(),
     }
 }
 

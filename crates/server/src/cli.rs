@@ -4,6 +4,7 @@ mod build;
 mod catalogue;
 mod image;
 mod key;
+mod port;
 mod registry;
 mod sandbox;
 mod snapshot;
@@ -12,6 +13,7 @@ pub(crate) use build::*;
 pub(crate) use catalogue::*;
 pub(crate) use image::*;
 pub(crate) use key::*;
+pub(crate) use port::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;
 pub(crate) use snapshot::*;
@@ -105,6 +107,9 @@ pub(crate) enum Command {
     Snapshot(Snapshot),
     /// Build an image from a Dockerfile
     Build(Build),
+    /// Reach the ports of a sandbox: addresses for browsers, forwarding for everything else
+    #[command(subcommand)]
+    Port(Port),
     /// Show what happened
     Events(Events),
     /// Show what a sandbox uses

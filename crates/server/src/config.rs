@@ -1,6 +1,7 @@
 //! What an installation may set: a TOML file, the environment and the command line, in this order of weight.
 
 mod images;
+mod ports;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
 use images::Images;
+use ports::Ports;
 
 /// Where the server listens unless told otherwise.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7070";
@@ -64,6 +66,8 @@ pub(crate) struct ConfigFile {
     pub(crate) images: Images,
     /// Builds of images.
     pub(crate) builds: Builds,
+    /// Names of sandboxes' ports.
+    pub(crate) ports: Ports,
     /// The driver of Linux sandboxes.
     pub(crate) linux: Linux,
     /// Logging.
@@ -232,6 +236,8 @@ pub(crate) struct Config {
     pub(crate) connections_max: usize,
     /// Rest between two looks at how much every sandbox has written.
     pub(crate) disk_watch_period: Duration,
+    /// Domains that ports have names under.
+    pub(crate) port_domains: Vec<String>,
     /// Logging.
     pub(crate) log: Log,
     /// What `control` wants to know.
@@ -262,6 +268,7 @@ impl Config {
             cluster: file.cluster,
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,
             disk_watch_period: duration("linux.disk_watch_period", &file.linux.disk_watch_period)?,
+            port_domains: file.ports.domains()?,
             log: file.log,
             settings,
         })
@@ -473,6 +480,8 @@ mod tests {
         refused("[limits]\nstartup_timeout = \"soon\"", "limits.startup_timeout");
         refused("[limits]\nwaiting_claims_max = 0", "limits.waiting_claims_max");
         refused("[linux]\ndisk_watch_period = \"0s\"", "linux.disk_watch_period");
+        refused("[ports]\ndomain = \"a b\"", "ports.domain");
+        refused("[ports]\ndomain = [\"10.0.0.1\"]", "ports.domain");
         refused("public_url = \"sandbank.example\"", "public_url");
         refused("[cluster]\nid = \"A B\"", "cluster.id");
         refused("[image_aliases]\n\"../x\" = \"host\"", "image_aliases");

@@ -138,6 +138,7 @@ async fn claim(store: &Arc<dyn Store>, pool: PoolId, n: u64, latency: &mut Histo
         annotations: Default::default(),
         env: Default::default(),
         network: None,
+        ports: Default::default(),
     };
     let actor = Actor { name: "t-team-user".to_owned(), request_id: Some(format!("req-{n}")) };
     let began = Instant::now();

@@ -4,7 +4,7 @@
 //! type, and the API document would fall into `allOf` parts.
 
 use sandbank_control::{LeaseRequest, SpecChange};
-use sandbank_model::{ImageName, Resources, SandboxSpec, StringMap};
+use sandbank_model::{ImageName, PublicPorts, Resources, SandboxSpec, StringMap};
 
 use super::{ResourceTexts, ResourceValues, argv, environment, expiry_action, labels, optional_text, timeout};
 use crate::errors::ApiResult;
@@ -31,6 +31,7 @@ impl LeaseFields {
             labels: labels("labels", self.labels)?,
             annotations: labels("annotations", self.annotations)?,
             env: environment("env", self.env)?,
+            public_ports: PublicPorts::None,
         })
     }
 }

@@ -6,10 +6,13 @@ use sandbank_agent_protocol::Metrics;
 use sandbank_control::{
     Claim, CreateSandbox, CreateSource, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, WhenEmpty,
 };
-use sandbank_http::{format_binary_bytes, format_millis, format_time};
+use sandbank_http::{Gateway, format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
-use super::{CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, positive, pull_secret, timeout};
+use super::{
+    CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, port_access_wire, positive, pull_secret,
+    timeout,
+};
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
 use crate::wire;
@@ -223,6 +226,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) cluster: Option<&'a str>,
     /// Address of this server.
     pub(crate) base_url: &'a str,
+    /// Knows the addresses of ports.
+    pub(crate) gateway: &'a Gateway,
     /// Now.
     pub(crate) now: Timestamp,
 }
@@ -275,6 +280,7 @@ pub(crate) fn sandbox_wire(view: &SandboxView, shown: &Shown<'_>) -> wire::Sandb
     let deadline = lease.as_ref().filter(|_| state.lease_clock_runs()).and_then(|lease| lease.deadline(*last_activity_at));
     wire::Sandbox {
         endpoints: if *state == State::Running { endpoints(spec, &id, shown.base_url) } else { BTreeMap::new() },
+        port_access: state.is_claimed().then(|| port_access_wire(sandbox, shown.gateway, shown.base_url)),
         sandbox_id: id,
         namespace: name.clone(),
         pool_name: pool_name.as_ref().map(ToString::to_string).unwrap_or_default(),

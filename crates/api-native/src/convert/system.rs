@@ -82,6 +82,8 @@ fn event_detail(kind: &EventKind) -> Option<String> {
         | EventKind::Resuming
         | EventKind::Resumed
         | EventKind::Renewed
+        | EventKind::PortAccessChanged
+        | EventKind::PortTokensRevoked
         | EventKind::Terminated
         | EventKind::OutOfMemory
         | EventKind::PoolCreated

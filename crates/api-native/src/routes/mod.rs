@@ -7,6 +7,7 @@ pub(crate) mod files;
 pub(crate) mod images;
 pub(crate) mod keys;
 pub(crate) mod pools;
+pub(crate) mod port_access;
 pub(crate) mod ports;
 pub(crate) mod pulls;
 pub(crate) mod registries;

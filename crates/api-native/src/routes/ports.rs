@@ -1,12 +1,13 @@
 //! Ports inside: HTTP and WebSocket, under `/v1/sandboxes/{id}/ports/{port}/` and on the data plane `/sandboxes/{id}/{port}/`.
 
-use std::sync::{Arc, OnceLock};
-
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, header};
-use sandbank_control::{Caller, Control, ErrorKind};
-use sandbank_http::{DialError, PortTarget, ProxySettings, Touch, proxy};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use sandbank_control::{Caller, ErrorKind, PortPass, PortVisitor};
+use sandbank_http::{
+    PORT_TOKEN_HEADER, PORT_TOKEN_NAME, PortTarget, Refused, bearer, forget_token_in_referer, port_token, query_inside,
+};
 use sandbank_model::SandboxId;
 
 use crate::app::App;
@@ -16,6 +17,10 @@ use crate::session::{KEY_HEADERS, Session};
 
 const SANDBOX_ID: &str = "x-sandbox-id";
 const SANDBOX_PORT: &str = "x-sandbox-port";
+/// Pages by path share an origin with the API and with each other. This gives each of them one of its own that is nobody's, so that
+/// a page from inside a sandbox reads neither what another one keeps in the browser nor what a page of the API's does. Pages that
+/// need an origin (cookies, storage, workers) are for the port's host name.
+const SANDBOXED: &str = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads";
 
 /// Speak to a port inside a sandbox
 ///
@@ -79,87 +84,103 @@ fn cut_path(path: &str, last: usize, id: usize, port: usize) -> ApiResult<Cut> {
 }
 
 async fn forward(app: App, request: Request, target: ApiResult<Cut>) -> Response {
-    let accept = request.headers().clone();
-    match forward_or_refuse(app, request, target, &accept).await {
+    // Only what decides between a page and JSON: the request itself goes inside.
+    let accept: HeaderMap =
+        request.headers().get(header::ACCEPT).map(|value| (header::ACCEPT, value.clone())).into_iter().collect();
+    match forward_or_refuse(app, request, target).await {
         Ok(response) => response,
-        Err(error) => error.into_response(),
+        Err(NotForwarded::Api(error)) => error.into_response(),
+        // The dialect's own errors (no such sandbox, not running) keep their shape; the proxy's own become 502 and 504.
+        Err(NotForwarded::Gateway(Refused::Sandbox(error))) => ApiError::from(error).into_response(),
+        Err(NotForwarded::Gateway(Refused::Port(failure))) => {
+            failure.page(&accept).unwrap_or_else(|| ApiError::new(failure.status(), failure.to_string()).into_response())
+        }
     }
 }
 
-async fn forward_or_refuse(app: App, request: Request, target: ApiResult<Cut>, accept: &HeaderMap) -> ApiResult<Response> {
-    let (parts, body) = request.into_parts();
-    let session = Session::of_parts(&parts, &app).await?;
+enum NotForwarded {
+    Api(ApiError),
+    Gateway(Refused),
+}
+
+impl From<ApiError> for NotForwarded {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+async fn forward_or_refuse(app: App, request: Request, target: ApiResult<Cut>) -> Result<Response, NotForwarded> {
+    let (mut parts, body) = request.into_parts();
+    let visitor = visitor(&app, &parts).await?;
     let Cut { id, port, prefix, path } = target?;
     let id = parse_sandbox(&id, &app.settings.cluster_id)?.value;
     let port = port.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(|| {
         let shown: String = port.chars().take(20).collect();
         ApiError::bad_request(format!("{shown:?} is not a port: ports are 1 to 65535"))
     })?;
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let target = PortTarget { port, path: format!("{path}{query}"), prefix };
-    let settings = settings_for(&app, &parts.headers);
-    let (control, caller) = (app.control.clone(), session.caller);
-    let touch = touch(control.clone(), caller.clone(), id);
-    let dial = |port| dial(control, caller, id, port);
-    let request = Request::from_parts(parts, body);
-    // The dialect's own errors (no such sandbox, not running) keep their shape; the proxy's own become 502 and 504.
-    let refused: Arc<OnceLock<sandbank_control::Error>> = Arc::default();
-    let kept = refused.clone();
-    let answer = proxy(request, &target, &settings, touch, |port| async move {
-        dial(port).await.map_err(|error| match error {
-            Refused::Port(message) => DialError::NotListening(message),
-            Refused::Sandbox(error) => {
-                let message = error.message.clone();
-                let _ = kept.set(error);
-                DialError::Other(message)
-            }
-        })
-    })
-    .await;
-    answer.or_else(|failure| match refused.get() {
-        Some(error) => Err(error.clone().into()),
-        None => failure.page(accept).ok_or_else(|| ApiError::new(failure.status(), failure.to_string())),
-    })
+    let credentials = credentials(&app, &visitor, &parts.headers).await;
+    let pass = admit(&app, visitor, id, port).await?;
+    let target = PortTarget {
+        path: format!("{path}{}", query_inside(parts.uri.query())),
+        prefix,
+        credentials,
+        credential_cookies: vec![PORT_TOKEN_NAME],
+        added_headers: vec![(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(SANDBOXED))],
+        ..PortTarget::default()
+    };
+    forget_token_in_referer(&mut parts.headers);
+    app.gateway.forward(Request::from_parts(parts, body), pass, target).await.map_err(NotForwarded::Gateway)
 }
 
-/// `Authorization` is the program's own unless it carried our key.
-fn settings_for(app: &App, headers: &HeaderMap) -> ProxySettings {
-    let mut settings = app.proxy.clone();
-    if KEY_HEADERS.iter().all(|name| !headers.contains_key(name)) {
-        settings.credential_headers.push(header::AUTHORIZATION);
+/// Who asks for a port by path.
+enum Visitor {
+    /// Shows a port token.
+    Token(String),
+    /// Shows a key.
+    Caller(Box<Caller>),
+    /// Shows nothing that is ours; the error is for a private port.
+    Anyone(ApiError),
+}
+
+async fn visitor(app: &App, parts: &Parts) -> ApiResult<Visitor> {
+    if let Some(token) = port_token(parts) {
+        return Ok(Visitor::Token(token.to_owned()));
     }
-    settings
-}
-
-/// Keeps the sandbox's idle clock from running out while bytes flow.
-fn touch(control: Control, caller: Caller, id: SandboxId) -> Touch {
-    Arc::new(move || {
-        let (control, caller) = (control.clone(), caller.clone());
-        tokio::spawn(async move {
-            // A sandbox that ended meanwhile cannot be touched; its connection ends by itself.
-            let _ = control.touch(&caller, id).await;
-        });
-    })
-}
-
-enum Refused {
-    /// Nothing listens on the port.
-    Port(String),
-    /// The sandbox itself: missing, paused, ended.
-    Sandbox(sandbank_control::Error),
-}
-
-type Halves = (Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin>, Box<dyn tokio::io::AsyncWrite + Send + Sync + Unpin>);
-
-async fn dial(control: Control, caller: Caller, id: SandboxId, port: u16) -> Result<Halves, Refused> {
-    match control.port_dial(&caller, id, port).await {
-        Ok(stream) => Ok(stream.into_split()),
-        // "Not found" is the sandbox or the listener inside: asking for the sandbox tells which.
-        Err(error) if error.kind == ErrorKind::NotFound && control.get(&caller, id).await.is_ok() => {
-            Err(Refused::Port(error.message))
-        }
-        Err(error) => Err(Refused::Sandbox(error)),
+    match Session::of_parts(parts, app).await {
+        Ok(session) => Ok(Visitor::Caller(Box::new(session.caller))),
+        // `Authorization` may be the program's own.
+        Err(error) if KEY_HEADERS.iter().all(|name| !parts.headers.contains_key(name)) => Ok(Visitor::Anyone(error)),
+        Err(error) => Err(error),
     }
+}
+
+async fn admit(app: &App, visitor: Visitor, id: SandboxId, port: u16) -> ApiResult<PortPass> {
+    match visitor {
+        Visitor::Token(token) => Ok(app.control.port_admit(PortVisitor::Token(&token), id, port).await?),
+        Visitor::Caller(caller) => Ok(app.control.port_admit(PortVisitor::Caller(&caller), id, port).await?),
+        // Somebody without a key does not learn which sandboxes there are.
+        Visitor::Anyone(refused) => match app.control.port_admit(PortVisitor::Anyone, id, port).await {
+            Ok(pass) => Ok(pass),
+            Err(error) if matches!(error.kind, ErrorKind::Unauthenticated | ErrorKind::NotFound) => Err(refused),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Fields that must not reach the program: a key would open it. `Authorization` is the program's own unless it carries a key.
+async fn credentials(app: &App, visitor: &Visitor, headers: &HeaderMap) -> Vec<HeaderName> {
+    let mut names = vec![PORT_TOKEN_HEADER];
+    names.extend(KEY_HEADERS);
+    let by_field = KEY_HEADERS.iter().any(|name| headers.contains_key(name));
+    let is_key = match (visitor, bearer(headers)) {
+        (_, None) | (Visitor::Anyone(_), _) => false,
+        (Visitor::Caller(_), Some(_)) if !by_field => true,
+        (_, Some(secret)) => app.control.authenticate(secret).await.is_ok(),
+    };
+    if is_key {
+        names.push(header::AUTHORIZATION);
+    }
+    names
 }
 
 #[cfg(test)]

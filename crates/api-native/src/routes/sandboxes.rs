@@ -23,7 +23,7 @@ const SCAN_PAGE: u32 = 500;
 
 impl Session {
     pub(crate) fn shown<'a>(&'a self, cluster: Option<&'a str>) -> Shown<'a> {
-        Shown { cluster, base_url: &self.base_url, now: self.app.control.now() }
+        Shown { cluster, base_url: &self.base_url, gateway: &self.app.gateway, now: self.app.control.now() }
     }
 
     fn envelope(&self, view: &SandboxView, cluster: Option<&str>) -> Json<wire::SandboxEnvelope> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{ImagePullSecret, TextMap};
+use super::{ImagePullSecret, PortAccess, TextMap};
 
 /// Claim a sandbox of a pool, or (without `poolName`) make one of `image`, `templateName` or `snapshot`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -151,6 +151,9 @@ pub(crate) struct Sandbox {
     /// Where its announced ports are reached, by name; only while it runs.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub endpoints: BTreeMap<String, Endpoint>,
+    /// Who may reach its ports, and where; only while it is claimed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_access: Option<PortAccess>,
     /// CPU limit, a quantity.
     pub cpu: String,
     /// Memory limit, a quantity.

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use http::{HeaderMap, Method, Request, StatusCode};
 use sandbank_api_native::{NativeSettings, router};
 use sandbank_control::{Background, BuildSettings, Clock, Control, Entropy, SecretKey, Settings};
 use sandbank_driver::{FakeDriver, FakeFaults};
+use sandbank_http::{Gateway, GatewaySettings, by_host};
 use sandbank_model::{QuotaLimits, Timestamp};
 use sandbank_store::SqliteStore;
 use serde_json::{Value, json};
@@ -104,7 +106,9 @@ impl Server {
         control.ensure_admin_key(ADMIN.strip_prefix("agbx_").unwrap()).await.unwrap();
         let background = control.start();
         let settings = NativeSettings { render_metrics: Some(Arc::new(|| "up 1\n".to_owned())), ..NativeSettings::default() };
-        Self { router: router(control, settings), faults, _background: background, _dir: dir }
+        let gateway = Gateway::new(control.clone(), GatewaySettings::default());
+        let router = router(control, gateway.clone(), settings).layer(from_fn_with_state(gateway, by_host));
+        Self { router, faults, _background: background, _dir: dir }
     }
 
     pub async fn raw(&self, request: Request<Body>) -> Response {

@@ -223,7 +223,7 @@ impl Inner {
             None => None,
         };
         self.networks.replace(sandbox.id, active);
-        let set = in_time(driver.set_network(Target { id: sandbox.id, handle: &handle }, plan)).await;
+        let set = in_time(driver.set_network(Target { id: sandbox.id, handle: &handle }, plan, Vec::new())).await;
         if let Err(DriverError::Gone { .. }) = &set {
             self.fail(sandbox.id, FailureReason::AgentDied, "the driver no longer has it").await?;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, Sandbox, SandboxSpec, State, StringMap, Timeout};
+use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, PublicPorts, Sandbox, SandboxSpec, State, StringMap, Timeout};
 
 use super::{NetworkRequest, OwnerView};
 
@@ -36,6 +36,8 @@ pub struct LeaseRequest {
     pub env: EnvMap,
     /// What it may reach. `None`: the template's or pool's, else the default.
     pub network: Option<NetworkRequest>,
+    /// Ports that anybody may reach.
+    pub public_ports: PublicPorts,
 }
 
 /// A claim.

@@ -3,6 +3,7 @@
 mod adopt;
 mod create;
 mod destroy;
+mod dial;
 mod live;
 mod network;
 mod watch;
@@ -10,7 +11,7 @@ mod watch;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use rustix::io::Errno;
 use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
 use sandbank_driver::{
     Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NetworkServices, NewLayer,
-    NewLayers, Target, Traffic,
+    NewLayers, PortIo, Target, Traffic,
 };
 use sandbank_model::{DriverHandle, Image, Layer, NamedAddress, NetworkPlan, SandboxId};
 use tokio::net::UnixStream;
@@ -111,12 +112,14 @@ struct Shared {
     remover: Remover,
     live: Mutex<HashMap<SandboxId, Arc<Live>>>,
     ranges: Mutex<Ranges>,
-    host_network: Option<Arc<HostNetwork>>,
+    host_network: Option<HostNetwork>,
     numbers: Mutex<Numbers>,
     events: mpsc::Sender<DriverEvent>,
     boot_id: String,
     /// Whether each sandbox has a range of user ids; else all of them have those of the server's user.
     id_ranges: bool,
+    /// The server's own network namespace, where those of sandboxes can be entered.
+    network_home: Option<OwnedFd>,
 }
 
 impl LinuxDriver {
@@ -148,6 +151,7 @@ impl LinuxDriver {
         let remover =
             Remover::start(trash, images.graft_targets()).map_err(|error| failed("start removing", io_errno(&error)))?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        let id_ranges = has_id_ranges();
         let shared = Arc::new(Shared {
             capabilities: capabilities(&cgroups, host_network.is_some()),
             config,
@@ -160,11 +164,12 @@ impl LinuxDriver {
             remover,
             live: Mutex::default(),
             ranges: Mutex::default(),
-            host_network: host_network.map(Arc::new),
+            host_network,
             numbers: Mutex::default(),
             events: sender,
             boot_id: boot_id(),
-            id_ranges: has_id_ranges(),
+            id_ranges,
+            network_home: dial::own_namespace(id_ranges),
         });
         let watchers = watch::start(&shared);
         Ok(Self { shared, events: Mutex::new(Some(receiver)), watchers })
@@ -477,6 +482,12 @@ impl Driver for LinuxDriver {
 
     async fn traffic(&self, target: Target<'_>) -> Result<Traffic, DriverError> {
         self.shared.traffic(&*self.shared.get(target.id)?)
+    }
+
+    async fn dial(&self, target: Target<'_>, port: u16) -> Option<std::io::Result<Box<dyn PortIo>>> {
+        let home = self.shared.network_home.as_ref()?;
+        let live = self.shared.get(target.id).ok()?;
+        dial::dial(home.as_fd(), &live, port).await
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use sandbank_model::{NamedAddress, NetworkPlan, SandboxId};
 
 use super::live::Live;
 use super::{Shared, blocking, failed};
-use crate::network::{DNS_PORT, HTTP_PORT, SandboxNetwork, TLS_PORT};
+use crate::network::{DNS_PORT, HTTP_PORT, HostNetwork, SandboxNetwork, TLS_PORT};
 
 /// How often every sandbox is asked for connections that were refused.
 const DENIED_PERIOD: Duration = Duration::from_secs(5);
@@ -27,7 +28,7 @@ impl Shared {
     }
 
     /// A new sandbox's network, which follows the plan that all new ones have, follows this one from now on.
-    pub(super) async fn join_network(&self, live: &Arc<Live>, plan: &NetworkPlan) -> Result<(), DriverError> {
+    pub(super) async fn join_network(self: &Arc<Self>, live: &Arc<Live>, plan: &NetworkPlan) -> Result<(), DriverError> {
         self.note_number(live);
         if live.network.is_none() || *plan == self.config.network_plan {
             return Ok(());
@@ -58,36 +59,43 @@ impl Shared {
     }
 
     pub(super) async fn set_network(
-        &self,
+        self: &Arc<Self>,
         live: &Arc<Live>,
         plan: NetworkPlan,
         named: Vec<NamedAddress>,
     ) -> Result<(), DriverError> {
-        let (Some(host), Some(number)) = (self.host_network.clone(), live.network) else { return Err(super::no_network()) };
         let mark = fresh_mark()?;
-        let live = Arc::clone(live);
+        let (shared, live) = (Arc::clone(self), Arc::clone(live));
         blocking("change the network", move || {
             let step = |errno| network_failed(live.id, "put the network plan in force", errno);
+            let (host, number, network) = shared.network_of(&live)?;
             host.limit(number, plan.limits.in_bytes_per_second).map_err(step)?;
-            network_of(&live).map_err(step)?.install(&plan, &named, host.block(), mark).map_err(step)
+            network.install(&plan, &named, host.block(), mark).map_err(step)
         })
         .await
     }
 
     pub(super) fn open_names(&self, id: SandboxId, named: &[NamedAddress]) -> Result<(), DriverError> {
         let live = self.get(id)?;
-        if live.network.is_none() {
-            return Err(super::no_network());
-        }
-        let step = |errno| network_failed(id, "open addresses", errno);
-        network_of(&live).map_err(step)?.open_names(named).map_err(step)
+        let (_, _, network) = self.network_of(&live)?;
+        network.open_names(named).map_err(|errno| network_failed(id, "open addresses", errno))
     }
 
     pub(super) fn traffic(&self, live: &Live) -> Result<Traffic, DriverError> {
-        let (Some(host), Some(number)) = (&self.host_network, live.network) else { return Err(super::no_network()) };
+        let (host, number, _) = self.network_of(live)?;
         let (out_bytes, in_bytes) =
             host.traffic(number).map_err(|errno| network_failed(live.id, "read the interface's counters", errno))?;
         Ok(Traffic { in_bytes, out_bytes })
+    }
+
+    /// The host's side, the number of its addresses, and its own side.
+    fn network_of<'a>(&'a self, live: &'a Live) -> Result<(&'a HostNetwork, u16, SandboxNetwork<'a>), DriverError> {
+        match (&self.host_network, live.network, &self.network_home) {
+            (Some(host), Some(number), Some(home)) => {
+                Ok((host, number, SandboxNetwork { process: live.pidfd.get_ref().as_fd(), home: home.as_fd() }))
+            }
+            _ => Err(super::no_network()),
+        }
     }
 
     pub(super) fn network_services(&self) -> Option<NetworkServices> {
@@ -95,13 +103,6 @@ impl Shared {
         let at = |port| gateways.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         Some(NetworkServices { resolvers: at(DNS_PORT), http: at(HTTP_PORT), tls: at(TLS_PORT) })
     }
-}
-
-/// The network namespace of a sandbox that lives.
-pub(super) fn network_of(live: &Live) -> Result<SandboxNetwork, Errno> {
-    let network = SandboxNetwork::of_process(live.pid)?;
-    // Checked after opening: a process that still lives had this pid then.
-    if live.has_ended() { Err(Errno::SRCH) } else { Ok(network) }
 }
 
 fn network_failed(id: SandboxId, step: &str, errno: Errno) -> DriverError {
@@ -125,8 +126,12 @@ pub(super) async fn watch_denied(shared: Weak<Shared>) {
         tokio::time::sleep(DENIED_PERIOD).await;
         let Some(shared) = shared.upgrade() else { return };
         let all: Vec<Arc<Live>> = shared.all_live().into_iter().filter(|live| live.network.is_some()).collect();
+        let asked = Arc::clone(&shared);
         let found = tokio::task::spawn_blocking(move || {
-            let denied = |live: &Arc<Live>| network_of(live).and_then(|network| network.denied()).unwrap_or_default();
+            // One that ends meanwhile has nothing to tell.
+            let denied = |live: &Arc<Live>| {
+                asked.network_of(live).ok().and_then(|(_, _, network)| network.denied().ok()).unwrap_or_default()
+            };
             all.iter().map(|live| (live.id, denied(live))).filter(|(_, denied)| !denied.is_empty()).collect::<Vec<_>>()
         });
         let Ok(found) = found.await else { return };

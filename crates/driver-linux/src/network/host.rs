@@ -115,7 +115,7 @@ impl HostNetwork {
 
     fn rules(&self) -> Requests {
         let mut transaction = Transaction::on(&self.table);
-        transaction.fresh_table();
+        transaction.fresh_table(&[]);
         let filter = |hook, priority| Some(Base { kind: "filter", hook, priority, drops: false });
         transaction.chain("before", filter(Hook::PreRouting, -300));
         transaction.rule("before", |rule| rule.in_by(&self.prefix).source_is_not_there().drop());

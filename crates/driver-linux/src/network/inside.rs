@@ -1,9 +1,8 @@
 //! A sandbox's own side, changed while it runs.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use sandbank_model::{NamedAddress, NetworkPlan, Transport, Verdict};
@@ -14,25 +13,31 @@ use super::{Block, nft, plan, sockets};
 use crate::sys;
 
 /// The network namespace of a sandbox, entered for one thing at a time.
-pub(crate) struct SandboxNetwork {
-    namespace: OwnedFd,
+pub(crate) struct SandboxNetwork<'a> {
+    /// A pidfd of its first process.
+    pub(crate) process: BorrowedFd<'a>,
+    /// The server's own network namespace.
+    pub(crate) home: BorrowedFd<'a>,
 }
 
-impl SandboxNetwork {
-    /// That of a process. The caller sees to it that the process still is who it was, after this.
-    pub(crate) fn of_process(pid: u32) -> Result<Self, Errno> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self { namespace: rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty())? })
+impl SandboxNetwork<'_> {
+    /// A socket that was opened inside.
+    fn open(&self, socket: impl FnOnce() -> Result<Netlink, Errno>) -> Result<Netlink, Errno> {
+        sys::in_network_namespace(self.process, self.home, socket)?
     }
 
     /// Puts a plan in force, with addresses opened for names; connections that it no longer allows end. The mark must not have been
-    /// used for this sandbox before.
+    /// used for this sandbox before. A plan that is in force already stays as it is, and what was opened under it stays open.
     pub(crate) fn install(&self, new: &NetworkPlan, named: &[NamedAddress], block: Block, mark: u32) -> Result<(), Errno> {
-        let requests = plan::install(new, named, &block, mark);
-        self.netfilter()?.request(&requests)?;
-        let route = sys::within_network(self.namespace.as_fd(), Netlink::route)?;
+        let filter = self.netfilter()?;
+        let in_force = filter.ask(&nft::get_table(plan::TABLE), nft::read_note).unwrap_or_default();
+        if in_force == plan::fingerprint(new, &block) {
+            return if named.is_empty() { Ok(()) } else { filter.request(&plan::open_names(named)) };
+        }
+        filter.request(&plan::install(new, named, &block, mark))?;
+        let route = self.open(Netlink::route)?;
         link::limit(&route, name_to_index(route.as_fd(), INSIDE)?, new.limits.out_bytes_per_second)?;
-        let diagnosis = sys::within_network(self.namespace.as_fd(), Netlink::sock_diag)?;
+        let diagnosis = self.open(Netlink::sock_diag)?;
         let forbidden = |address: IpAddr, port: u16| plan::verdict(new, named, address, port, Transport::Tcp) == Verdict::Deny;
         sockets::end(&diagnosis, forbidden)
     }
@@ -59,12 +64,6 @@ impl SandboxNetwork {
     }
 
     fn netfilter(&self) -> Result<Netlink, Errno> {
-        sys::within_network(self.namespace.as_fd(), Netlink::netfilter)
-    }
-}
-
-impl AsFd for SandboxNetwork {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.namespace.as_fd()
+        self.open(Netlink::netfilter)
     }
 }

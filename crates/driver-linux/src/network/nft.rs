@@ -122,17 +122,22 @@ impl<'a> Transaction<'a> {
         self.requests.add(kind(message), flags, &header(0), attributes);
     }
 
-    /// Makes the table, empty: whatever it held is gone.
-    pub(super) fn fresh_table(&mut self) {
-        self.table();
+    /// Makes the table, empty: whatever it held is gone. It carries a note.
+    pub(super) fn fresh_table(&mut self, note: &[u8]) {
+        self.table(&[]);
         self.remove_table();
-        self.table();
+        self.table(note);
     }
 
-    fn table(&mut self) {
+    fn table(&mut self, note: &[u8]) {
         const NAME: u16 = 1;
         let table = self.table;
-        self.add(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, |a| a.text(NAME, table));
+        self.add(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, |a| {
+            a.text(NAME, table);
+            if !note.is_empty() {
+                a.bytes(TABLE_NOTE, note);
+            }
+        });
     }
 
     /// Removes the table with all that it holds.
@@ -262,6 +267,23 @@ pub(super) fn list_elements(table: &str, set: &str) -> Requests {
         a.text(SET, set);
     });
     requests
+}
+
+/// `NFTA_TABLE_USERDATA`: bytes that the kernel keeps with a table and does not look at.
+const TABLE_NOTE: u16 = 6;
+
+/// A request for one table.
+pub(super) fn get_table(table: &str) -> Requests {
+    const NAME: u16 = 1;
+    let mut requests = Requests::default();
+    requests.add(kind(libc::NFT_MSG_GETTABLE), 0, &header(0), |a| a.text(NAME, table));
+    requests
+}
+
+/// The note of a table that was asked for; empty where it has none.
+pub(super) fn read_note(body: &[u8]) -> Option<Vec<u8>> {
+    let note = attributes(body.get(4..)?).find(|(kind, _)| *kind == TABLE_NOTE);
+    Some(note.map(|(_, note)| note.to_vec()).unwrap_or_default())
 }
 
 /// A request for all chains of all tables.

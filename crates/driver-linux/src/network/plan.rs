@@ -14,6 +14,8 @@ use sandbank_model::{
     AddressRange, Checked, Destination, NameGroup, NamedAddress, NetworkPlan, PlanRule, PortRange, Transport, Verdict,
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::netlink::Requests;
 use super::nft::{Base, ESTABLISHED_OR_RELATED, Hook, Kept, Key, NEW, Rule, Side, Transaction, octets, octets_after};
 use super::{Block, DNS_PORT, HTTP_PORT, TLS_PORT};
@@ -34,7 +36,7 @@ const UDP: u8 = libc::IPPROTO_UDP as u8;
 /// The plan in full, in place of whatever was in force. `mark`: none that was used before; not 0, which unmarked connections have.
 pub(super) fn install(plan: &NetworkPlan, named: &[NamedAddress], block: &Block, mark: u32) -> Requests {
     let mut writer = Writer { transaction: Transaction::on(TABLE), block, mark, sets: 0 };
-    writer.transaction.fresh_table();
+    writer.transaction.fresh_table(&fingerprint(plan, block));
     for (key, set) in DENIED {
         writer.transaction.set(set, key, Kept::Learned { most: DENIED_MAX, life: DENIED_LIFE });
     }
@@ -52,6 +54,16 @@ pub(super) fn install(plan: &NetworkPlan, named: &[NamedAddress], block: &Block,
     let mut requests = writer.transaction;
     open(&mut requests, named, plan);
     requests.finish()
+}
+
+/// Tells plans apart: kept with the table, so that a server that comes back sees what is in force. Rules that are written otherwise by
+/// another version of this program count as another plan.
+pub(super) fn fingerprint(plan: &NetworkPlan, block: &Block) -> Vec<u8> {
+    const RULES_VERSION: u8 = 1;
+    let text = serde_json::to_vec(&(plan, block)).unwrap_or_default();
+    let mut bytes = vec![RULES_VERSION];
+    bytes.extend_from_slice(&Sha256::digest(&text));
+    bytes
 }
 
 /// Opens addresses for names.

@@ -302,6 +302,20 @@ pub async fn dialling_a_port_without_listener_is_told(subject: &Subject) {
     held.destroy().await;
 }
 
+/// A driver that dials by itself refuses what the agent refuses, and knows no sandbox that is gone.
+pub async fn dialling_directly_reaches_nothing_that_is_not_there(subject: &Subject) {
+    if !can(subject, Capability::Ports) {
+        return;
+    }
+    let held = Held::create(subject).await;
+    if let Some(dialled) = within("the refusal", subject.driver.dial(held.target(), 9)).await {
+        assert_eq!(dialled.err().map(|error| error.kind()), Some(std::io::ErrorKind::ConnectionRefused));
+    }
+    held.destroy().await;
+    let dialled = within("the end", subject.driver.dial(held.target(), 9)).await;
+    assert!(!matches!(dialled, Some(Ok(_))), "a destroyed sandbox was dialled");
+}
+
 /// What is enforced is told.
 pub async fn metrics_tell_the_limits(subject: &Subject) {
     if !can(subject, Capability::Metrics) {

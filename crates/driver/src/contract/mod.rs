@@ -75,6 +75,7 @@ macro_rules! driver_contract {
             an_aborted_write_leaves_the_old_file,
             changes_are_told_to_watchers,
             dialling_a_port_without_listener_is_told,
+            dialling_directly_reaches_nothing_that_is_not_there,
             metrics_tell_the_limits,
         }
     };

@@ -75,6 +75,8 @@ pub enum Responder {
         /// Body.
         body: String,
     },
+    /// Answers every request head with itself as the body, and goes on listening. Takes no bodies.
+    Mirror,
     /// Accepts and says nothing.
     Silent,
 }

@@ -73,25 +73,34 @@ impl ProxyFailure {
     /// An HTML page when the client is a browser (prefers `text/html`); `None` for everybody else, to whom the dialect
     /// answers in its own envelope.
     #[must_use]
-    pub fn page(&self, accept: &HeaderMap) -> Option<Response> {
-        let accept = accept.get(header::ACCEPT)?.to_str().ok()?;
-        let html = accept.find("text/html")?;
-        if accept.find("application/json").is_some_and(|json| json < html) {
-            return None;
-        }
-        let (status, message) = (self.status(), escape(&self.to_string()));
-        let page = format!(
-            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status}</title>\
-             <body style=\"font-family:sans-serif;margin:4em auto;max-width:40em\"><h1>{status}</h1><p>{message}</p></body></html>"
-        );
-        let mut response = (status, page).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-        // The message quotes what came from inside the sandbox: nothing in this page may run.
-        response
-            .headers_mut()
-            .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"));
-        Some(response)
+    pub fn page(&self, asked: &HeaderMap) -> Option<Response> {
+        prefers_html(asked).then(|| page(self.status(), &self.to_string()))
     }
+}
+
+/// Whether whoever sent these fields reads HTML rather than JSON: a browser.
+#[must_use]
+pub fn prefers_html(asked: &HeaderMap) -> bool {
+    let Some(accept) = asked.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(html) = accept.find("text/html") else { return false };
+    accept.find("application/json").is_none_or(|json| html < json)
+}
+
+/// A page that says what is wrong. `message` may quote what came from inside a sandbox.
+#[must_use]
+pub fn page(status: StatusCode, message: &str) -> Response {
+    let message = escape(message);
+    let page = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status}</title>\
+         <body style=\"font-family:sans-serif;margin:4em auto;max-width:40em\"><h1>{status}</h1><p>{message}</p></body></html>"
+    );
+    let mut response = (status, page).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // The message quotes what came from inside the sandbox: nothing in this page may run.
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"));
+    response
 }
 
 fn escape(text: &str) -> String {

@@ -1,20 +1,18 @@
-//! Things that end with the client: the connection's task, and the clock of activity.
+//! Things that end with the client, or come back when it is done: the connection inside and what was held for the request.
 
-use std::io;
+use std::any::Any;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
-use super::Touch;
+use super::pool::{Connection, PortKey, PortPool};
+
+/// What a request holds for as long as it lasts; dropped with its answer.
+pub type Hold = Box<dyn Any + Send>;
 
 /// Ends a task when dropped.
 pub(super) struct AbortOnDrop(JoinHandle<()>);
@@ -31,17 +29,27 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// An answer's body that keeps its connection's task alive exactly as long as itself.
+/// An answer's body. Read to its end it gives its connection back to the pool; dropped before, it closes it.
 pub(super) struct GuardedBody {
     body: Incoming,
-    _guard: AbortOnDrop,
     // hyper ends a connection whose sender is gone as soon as it is idle, which may be before the body was read.
-    _sender: SendRequest<Body>,
+    connection: Option<(PortPool, PortKey, Connection)>,
+    _hold: Hold,
 }
 
 impl GuardedBody {
-    pub(super) fn new(body: Incoming, guard: AbortOnDrop, sender: SendRequest<Body>) -> Self {
-        Self { body, _guard: guard, _sender: sender }
+    pub(super) fn new(body: Incoming, pool: PortPool, key: PortKey, connection: Connection, hold: Hold) -> Self {
+        let mut guarded = Self { body, connection: Some((pool, key, connection)), _hold: hold };
+        if guarded.body.is_end_stream() {
+            guarded.give_back();
+        }
+        guarded
+    }
+
+    fn give_back(&mut self) {
+        if let Some((pool, key, connection)) = self.connection.take() {
+            pool.put(key, connection);
+        }
     }
 }
 
@@ -50,7 +58,14 @@ impl HttpBody for GuardedBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(None) => self.give_back(),
+            Poll::Ready(Some(Ok(_))) if self.body.is_end_stream() => self.give_back(),
+            Poll::Ready(Some(Err(_))) => drop(self.connection.take()),
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -59,57 +74,5 @@ impl HttpBody for GuardedBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// A connection that reports its traffic, at most once an interval.
-pub(super) struct TouchedIo<T> {
-    io: T,
-    touch: Touch,
-    interval: Duration,
-    touched_at: Instant,
-}
-
-impl<T> TouchedIo<T> {
-    pub(super) fn new(io: T, touch: Touch, interval: Duration) -> Self {
-        // Dialling counted as activity already.
-        Self { io, touch, interval, touched_at: Instant::now() }
-    }
-
-    fn moved(&mut self) {
-        let now = Instant::now();
-        if now.duration_since(self.touched_at) >= self.interval {
-            self.touched_at = now;
-            (self.touch)();
-        }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for TouchedIo<T> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.moved();
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for TouchedIo<T> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(context, data);
-        if matches!(polled, Poll::Ready(Ok(count)) if count > 0) {
-            self.moved();
-        }
-        polled
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }

@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 
 pub(crate) use path::{encode_query, encode_segment};
@@ -192,6 +192,19 @@ impl Client {
         }
         let advice = if error.is_connect() { "is the server running there? (sandbank up, sandbank serve)" } else { "try again" };
         Failure::new(format!("cannot reach the server at {}: {detail}; {advice}", self.base))
+    }
+
+    /// Opens a byte stream with `GET path`, which switches to `tcp`.
+    pub(crate) async fn tunnel(&self, path: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>> {
+        let request = self.request(Method::GET, path).header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
+        let request =
+            request.body(full(Bytes::new())).map_err(|error| Failure::new(format!("cannot ask {}: {error}", self.base)))?;
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(&error))?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded.map(TokioIo::new).map_err(|error| Failure::new(format!("{} broke the connection off: {error}", self.base)))
     }
 
     /// Opens an NDJSON stream with `GET path`.

@@ -9,6 +9,7 @@ mod events;
 mod images;
 mod keys;
 mod pools;
+mod ports;
 mod pull;
 mod registries;
 mod run;
@@ -62,6 +63,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Fork(options) => snapshots::fork(&find()?, &options, json).await,
             Command::Snapshot(command) => snapshots::snapshot(&find()?, command, json).await,
             Command::Build(options) => build::run(&find()?, &options, json).await,
+            Command::Port(command) => ports::port(&find()?, command, json).await,
             Command::Events(options) => events::events(&find()?, &options, json).await,
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,
             Command::Pool(command) => pools::run(&find()?, command, json).await,

@@ -42,6 +42,8 @@ impl Connections {
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(64 * 1024)
+            // WebSockets over HTTP/2 (RFC 8441).
+            .enable_connect_protocol()
             .adaptive_window(true);
         Self {
             places: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sandbank_api_native::NativeSettings;
 use sandbank_control::{Background, Control, SecretKey, Settings};
 use sandbank_driver::Driver;
 use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
+use sandbank_http::{Gateway, GatewaySettings, by_host};
 use sandbank_store::{SqliteStore, Store};
 
 use super::system::{SystemClock, SystemEntropy};
@@ -72,7 +74,12 @@ fn routes(config: &Config, control: Control, metrics: PrometheusHandle) -> Route
         render_metrics: Some(Arc::new(move || metrics.render())),
         ..NativeSettings::default()
     };
-    sandbank_api_native::router(control, settings)
+    let https = config.public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+    let ports = GatewaySettings { domains: config.port_domains.clone(), https, ..GatewaySettings::default() };
+    let gateway = Gateway::new(control.clone(), ports);
+    let routes = sandbank_api_native::router(control, gateway.clone(), settings);
+    // Around everything else: what a port's host name asks for never reaches the API.
+    routes.layer(from_fn_with_state(gateway, by_host))
 }
 
 /// Folds histograms from time to time: otherwise a server whose metrics nobody reads would keep every sample.

@@ -9,8 +9,9 @@ use std::time::Duration;
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, CredentialKind, DriverHandle, Event, EventKind, EventSeq,
     ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState,
-    QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing,
-    SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
+    PortAccess, PublicPorts, QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec,
+    Sealed, SemVer, Sizing, SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage,
+    Visibility, transition,
 };
 
 use crate::{ClaimRequest, PageRequest, SandboxFilter, Store, Write};
@@ -197,6 +198,7 @@ pub fn lease(now: Timestamp, metadata: &[(&str, &str)]) -> Lease {
         annotations: BTreeMap::new(),
         env: BTreeMap::from([("NAME".to_owned(), "value".to_owned())]),
         network: None,
+        ports: PortAccess { public: PublicPorts::Only([8000].into()), token_generation: 3 },
     }
 }
 

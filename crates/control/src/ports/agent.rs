@@ -1,4 +1,4 @@
-//! Byte streams to ports inside.
+//! Byte streams to ports inside that go through the agent: framed on the way, and dialled there.
 
 use std::future::Future;
 use std::io;
@@ -8,36 +8,28 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use sandbank_agent_protocol::{Frame, Reply, Request, WriteHalf, encode_frame};
+use sandbank_driver::PortIo;
+use sandbank_model::Sandbox;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::Result;
 use crate::agent::Incoming;
-use crate::control::Control;
-use crate::types::{Caller, Id};
-use crate::{Error, Result};
+use crate::control::Inner;
 
 /// Most bytes of one frame that is written.
 const CHUNK: usize = 64 * 1024;
 
-/// A byte stream to a port inside.
-pub struct PortStream {
-    incoming: Incoming,
-    writer: WriteHalf,
-}
-
-impl std::fmt::Debug for PortStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PortStream").finish_non_exhaustive()
-    }
-}
-
-impl PortStream {
-    /// The two halves. Shutting the writing one down is a half close: the port may still answer.
-    #[must_use]
-    pub fn into_split(self) -> (Box<dyn AsyncRead + Send + Sync + Unpin>, Box<dyn AsyncWrite + Send + Sync + Unpin>) {
-        let reader = PortReader { state: Reading::Idle(Box::new(self.incoming)), piece: Bytes::new() };
-        let writer = PortWriter { writer: self.writer, pending: BytesMut::new(), closed: false };
-        (Box::new(reader), Box::new(writer))
-    }
+/// Connects through the agent: for drivers that cannot dial, and where the server may not enter network namespaces.
+pub(super) async fn dial(inner: &Arc<Inner>, sandbox: &Sandbox, port: u16) -> Result<Box<dyn PortIo>> {
+    let mut connection = inner.open_in(sandbox, &Request::Dial { port }).await?;
+    let Reply::Done = inner.first_reply(sandbox.id, &mut connection).await? else {
+        return Err(inner.confused(sandbox.id));
+    };
+    let (reader, writer) = connection.split();
+    let incoming = Incoming::uncounted(Arc::clone(inner), sandbox.id, reader);
+    let reader = PortReader { state: Reading::Idle(Box::new(incoming)), piece: Bytes::new() };
+    let writer = PortWriter { writer, pending: BytesMut::new(), closed: false };
+    Ok(Box::new(tokio::io::join(reader, writer)))
 }
 
 type NextFrame = Pin<Box<dyn Future<Output = (Box<Incoming>, Result<Option<Bytes>>)> + Send + Sync>>;
@@ -142,21 +134,5 @@ impl AsyncWrite for PortWriter {
         // The socket itself stays open: the agent takes its closing for a cancellation of the whole stream.
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.writer).poll_flush(cx)
-    }
-}
-
-impl Control {
-    /// Connects to a port inside.
-    pub async fn port_dial(&self, caller: &Caller, id: Id, port: u16) -> Result<PortStream> {
-        if port == 0 {
-            return Err(Error::invalid("0 is not a port: use 1 to 65535"));
-        }
-        let inner = &self.inner;
-        let mut connection = inner.open(caller, id, &Request::Dial { port }).await?;
-        let Reply::Done = inner.first_reply(id, &mut connection).await? else {
-            return Err(inner.confused(id));
-        };
-        let (reader, writer) = connection.split();
-        Ok(PortStream { incoming: Incoming::new(Arc::clone(inner), id, reader), writer })
     }
 }
