@@ -26,7 +26,7 @@ use crate::wire;
     paths(
         sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::delete, sandboxes::set_timeout, sandboxes::renew,
         sandboxes::pause, sandboxes::resume, sandboxes::commit, sandboxes::metrics, sandboxes::is_ready, sandboxes::logs,
-        sandboxes::events, sandboxes::exec_token, exec::logs_stream,
+        sandboxes::events, sandboxes::exec_token, sandboxes::network, sandboxes::set_network, exec::logs_stream,
         exec::collect, exec::stream, exec::list, exec::signal, exec::attach,
         files::read, files::write, files::remove, files::stat, files::list, files::rename, files::mkdir, files::watch,
         sockets::terminal, sockets::exec, ports::on_port,
@@ -39,7 +39,8 @@ use crate::wire;
         snapshots::create, snapshots::fork, snapshots::list, snapshots::get, snapshots::delete,
         builds::upload, builds::create, builds::list, builds::get, builds::cancel, builds::logs, builds::clear_cache,
         keys::create, keys::list, keys::delete, keys::admin_create, keys::admin_list, keys::admin_delete, keys::admin_promote,
-        admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::sandbox_statistics,
+        admin::teams, admin::team_users, admin::namespaces, admin::tenants, admin::set_quota, admin::set_network, admin::clear_network,
+        admin::sandbox_statistics,
         admin::pool_statistics,
         system::whoami, system::clusters, system::feature_gates, system::quotas, system::statistics, system::events,
         system::ping, system::health, system::metrics, system::openapi,

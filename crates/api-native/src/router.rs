@@ -50,6 +50,7 @@ fn sandbox_routes() -> Router<App> {
         .route("/v1/sandboxes/{id}/snapshots", post(snapshots::create))
         .route("/v1/sandboxes/{id}/fork", post(snapshots::fork))
         .route("/v1/sandboxes/{id}/metrics", get(sandboxes::metrics))
+        .route("/v1/sandboxes/{id}/network", get(sandboxes::network).put(sandboxes::set_network))
         .route("/v1/sandboxes/{id}/is_ready", get(sandboxes::is_ready))
         .route("/v1/sandboxes/{id}/logs", get(sandboxes::logs))
         .route("/v1/sandboxes/{id}/logs/stream", get(exec::logs_stream))
@@ -127,6 +128,7 @@ fn admin_routes() -> Router<App> {
         .route("/v1/admin/namespaces", get(admin::namespaces))
         .route("/v1/admin/tenants", get(admin::tenants))
         .route("/v1/admin/tenants/{tenant}/quota", put(admin::set_quota))
+        .route("/v1/admin/tenants/{tenant}/network", put(admin::set_network).delete(admin::clear_network))
         .route("/v1/admin/statistics/sandboxes", get(admin::sandbox_statistics))
         .route("/v1/admin/statistics/sandboxpools", get(admin::pool_statistics))
 }

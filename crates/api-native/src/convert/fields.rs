@@ -6,7 +6,7 @@
 use sandbank_control::{LeaseRequest, SpecChange};
 use sandbank_model::{ImageName, PublicPorts, Resources, SandboxSpec, StringMap};
 
-use super::{ResourceTexts, ResourceValues, argv, environment, expiry_action, labels, optional_text, timeout};
+use super::{ResourceTexts, ResourceValues, argv, environment, expiry_action, labels, network_model, optional_text, timeout};
 use crate::errors::ApiResult;
 use crate::wire;
 
@@ -19,6 +19,7 @@ pub(crate) struct LeaseFields {
     pub(crate) labels: Option<wire::TextMap>,
     pub(crate) annotations: Option<wire::TextMap>,
     pub(crate) env: Option<wire::TextMap>,
+    pub(crate) network: Option<wire::NetworkPolicy>,
 }
 
 impl LeaseFields {
@@ -32,6 +33,7 @@ impl LeaseFields {
             annotations: labels("annotations", self.annotations)?,
             env: environment("env", self.env)?,
             public_ports: PublicPorts::None,
+            network: self.network.map(network_model).transpose()?,
         })
     }
 }

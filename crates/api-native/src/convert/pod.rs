@@ -172,6 +172,7 @@ fn container_spec(field: &str, container: Container) -> ApiResult<SandboxSpec> {
         workdir: optional_text(&format!("{field}.workingDir"), working_dir, 4096)?,
         ports,
         hostname: None,
+        network: None,
     })
 }
 
@@ -205,7 +206,7 @@ fn limits(field: &str, resources: &PodResources) -> ApiResult<Resources> {
 
 /// A pod template for a specification that was not written as one.
 pub(crate) fn pod_document(sandbox: &SandboxSpec) -> Value {
-    let SandboxSpec { image, command, env, resources, user, workdir, ports, hostname } = sandbox;
+    let SandboxSpec { image, command, env, resources, user, workdir, ports, hostname, network: _ } = sandbox;
     let Resources { cpu_millis, memory_bytes, disk_bytes, pids: _ } = resources;
     let env: Vec<Value> = env.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
     let ports: Vec<Value> = ports

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::pod::to_yaml;
 use super::{
-    DOCS, IMAGE_POLICY, QUOTA_LABEL, ResourceTexts, SpecFields, expiry_action, expiry_wire, image_name, labels, optional_text,
-    plain_template, positive, shown_annotations, spec_document, template_name, template_spec, timeout,
+    DOCS, IMAGE_POLICY, QUOTA_LABEL, ResourceTexts, SpecFields, expiry_action, expiry_wire, image_name, labels, network_model,
+    network_wire, optional_text, plain_template, positive, shown_annotations, spec_document, template_name, template_spec,
+    timeout,
 };
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
@@ -35,6 +36,7 @@ pub(crate) fn pool_request(request: wire::CreatePoolRequest) -> ApiResult<PoolRe
         spec,
         quota_url,
         overrides,
+        network,
         image_pull_secret: _,
         timeout: life,
         on_expiry,
@@ -79,6 +81,7 @@ pub(crate) fn pool_request(request: wire::CreatePoolRequest) -> ApiResult<PoolRe
         name,
         template: template_source(spec, image, inline)?,
         overrides: overrides_model(overrides.unwrap_or_default())?,
+        network: network.map(network_model).transpose()?,
         sizing,
         autoscaling,
         policies,
@@ -114,7 +117,7 @@ fn template_source(spec: wire::PoolSpecInput, image: Option<String>, inline: Inl
         (Some(name), _) => Ok(TemplateSource::Named(template_name(&name)?)),
         (None, Some(template)) => {
             let own = wire::TemplateSpecWire { template: Some(template), idle_image, runtimes, ..Default::default() };
-            let (_, spec) = template_spec(own, StringMap::new(), StringMap::new())?;
+            let (_, _, spec) = template_spec(own, StringMap::new(), StringMap::new())?;
             Ok(TemplateSource::Inline(Box::new(spec)))
         }
         (None, None) => Err(ApiError::bad_request("either templateName or spec.template is required (or image)")),
@@ -149,7 +152,7 @@ fn overrides_model(overrides: wire::OverridesWire) -> ApiResult<Overrides> {
         return Err(ApiError::bad_request(format!("overrides.resourceMultiplier is {factor}: it must lie between 1 and 1024")));
     }
     let image = image.filter(|image| !image.is_empty()).map(|image| image_name("overrides.image", &image)).transpose()?;
-    Ok(Overrides { image, resource_multiplier })
+    Ok(Overrides { image, resource_multiplier, network: None })
 }
 
 fn autoscaling_model(wire: wire::AutoscalingWire) -> ApiResult<Autoscaling> {
@@ -252,6 +255,7 @@ pub(crate) fn pool_wire(view: &PoolView) -> wire::SandboxPool {
         name: name.to_string(),
         namespace: namespace.clone(),
         spec: pool_spec(pool),
+        network: None,
         status: pool_status(counts, *phase, last_error.clone()),
         cpu: format_millis(u64::from(sandbox.resources.cpu_millis)),
         memory: format_binary_bytes(sandbox.resources.memory_bytes),
@@ -269,7 +273,7 @@ pub(crate) fn pool_wire(view: &PoolView) -> wire::SandboxPool {
 }
 
 fn overrides_wire(overrides: &Overrides) -> Option<wire::OverridesWire> {
-    let Overrides { image, resource_multiplier } = overrides;
+    let Overrides { image, resource_multiplier, network: _ } = overrides;
     (image.is_some() || resource_multiplier.is_some()).then(|| wire::OverridesWire {
         image: image.as_ref().map(ToString::to_string),
         resource_multiplier: *resource_multiplier,
@@ -349,7 +353,9 @@ fn pool_status(counts: &PoolCounts, phase: PoolPhase, message: Option<String>) -
 
 /// One pool, whole, without its documentation.
 pub(crate) fn pool_full(view: &PoolView) -> wire::SandboxPool {
-    wire::SandboxPool { spec_yaml: Some(spec_yaml(&view.pool)), ..pool_wire(view) }
+    let network = view.pool.overrides.network.as_ref().or(view.pool.template_spec.sandbox.network.as_ref());
+    let network = network.map(|policy| network_wire(policy));
+    wire::SandboxPool { network, spec_yaml: Some(spec_yaml(&view.pool)), ..pool_wire(view) }
 }
 
 /// The documentation of the pool's template with the reader's own values (native.md §8). `secret` is the reader's key.

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use sandbank_agent_protocol::Metrics;
 use sandbank_control::{
-    Claim, CreateSandbox, CreateSource, LogLine, Logs, OwnerView, Readiness, SandboxQuery, SandboxView, WhenEmpty,
+    Claim, CreateSandbox, CreateSource, LogLine, Logs, OwnerView, Readiness, SandboxMetrics, SandboxQuery, SandboxView, WhenEmpty,
 };
 use sandbank_http::{Gateway, format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
 use super::{
-    CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, port_access_wire, positive, pull_secret,
-    timeout,
+    CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, network_wire, port_access_wire, positive,
+    pull_secret, timeout,
 };
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
@@ -43,6 +42,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         on_expiry,
         when_empty,
         env,
+        network,
         cpu,
         memory,
         disk,
@@ -52,7 +52,7 @@ pub(crate) fn wanted(request: wire::CreateSandboxRequest, cluster_id: &str) -> A
         command,
     } = request;
     let startup_timeout = startup_timeout.map(|text| positive("startupTimeout", &text)).transpose()?;
-    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env }.request()?;
+    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env, network }.request()?;
     let image = chosen_image(image, container_images)?;
     let image_credentials = image_pull_secret.map(pull_secret).transpose()?.flatten();
     let fields = SpecFields { texts: ResourceTexts { cpu, memory, disk, pids }, user, workdir, command };
@@ -308,6 +308,11 @@ pub(crate) fn sandbox_wire(view: &SandboxView, shown: &Shown<'_>) -> wire::Sandb
         exit_code: exit.as_ref().map(|exit| exit.code),
         failure_message: failure.as_ref().map(|failure| failure.message.clone()),
         team: team.clone(),
+        network: lease
+            .as_ref()
+            .and_then(|lease| lease.network.as_ref())
+            .or(spec.network.as_ref())
+            .map(|policy| network_wire(policy)),
         user: user.clone(),
     }
 }
@@ -379,8 +384,9 @@ pub(crate) fn ready_wire(id: String, rows: Vec<Readiness>) -> wire::ReadyResult 
 
 /// Counters.
 #[allow(clippy::cast_precision_loss, reason = "microseconds of CPU time stay exact for 285 years")]
-pub(crate) fn metrics_wire(metrics: &Metrics) -> wire::SandboxMetrics {
-    let Metrics {
+pub(crate) fn metrics_wire(metrics: &SandboxMetrics) -> wire::SandboxMetrics {
+    let SandboxMetrics { inside, traffic } = *metrics;
+    let sandbank_agent_protocol::Metrics {
         cpu_used_us,
         cpu_limit_millis,
         memory_used_bytes,
@@ -392,7 +398,7 @@ pub(crate) fn metrics_wire(metrics: &Metrics) -> wire::SandboxMetrics {
         pids_limit,
         oom_kills,
         agent_bytes: _,
-    } = *metrics;
+    } = inside;
     wire::SandboxMetrics {
         cpu_used_seconds: cpu_used_us as f64 / 1e6,
         cpu_limit: f64::from(cpu_limit_millis) / 1e3,
@@ -404,5 +410,7 @@ pub(crate) fn metrics_wire(metrics: &Metrics) -> wire::SandboxMetrics {
         pids,
         pids_limit,
         oom_kills,
+        network_in_bytes: traffic.map(|traffic| traffic.in_bytes),
+        network_out_bytes: traffic.map(|traffic| traffic.out_bytes),
     }
 }

@@ -26,8 +26,8 @@ pub(crate) fn snapshot_wire(snapshot: &Snapshot) -> wire::Snapshot {
 }
 
 pub(crate) fn fork_model(request: wire::ForkRequest) -> ApiResult<Fork> {
-    let wire::ForkRequest { count, timeout, idle_timeout, on_expiry, labels, annotations, metadata, env } = request;
-    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env }.request()?;
+    let wire::ForkRequest { count, timeout, idle_timeout, on_expiry, labels, annotations, metadata, env, network } = request;
+    let lease = LeaseFields { timeout, idle_timeout, on_expiry, metadata, labels, annotations, env, network }.request()?;
     Ok(Fork { count: count.unwrap_or(1), lease })
 }
 

@@ -8,7 +8,7 @@ use sandbank_model::{
     Event, EventKind, ExpiryCause, Image, ImageConfig, ImageSource, Layer, PoolId, QuotaLimits, StopCause, Tenant, Usage,
 };
 
-use super::status_of_state;
+use super::{network_wire, status_of_state};
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
 
@@ -73,6 +73,7 @@ fn event_detail(kind: &EventKind) -> Option<String> {
         EventKind::Committed(image) => format!("image {image}"),
         EventKind::Snapshotted(snapshot) => format!("snapshot {snapshot}"),
         EventKind::Forked(count) => format!("{count} forks"),
+        EventKind::NetworkDenied { destinations, count } => denied_detail(destinations, *count),
         EventKind::PoolScaled(from, to) => format!("replicas {from} to {to}"),
         EventKind::Created
         | EventKind::Ready
@@ -86,10 +87,16 @@ fn event_detail(kind: &EventKind) -> Option<String> {
         | EventKind::PortTokensRevoked
         | EventKind::Terminated
         | EventKind::OutOfMemory
+        | EventKind::NetworkChanged
         | EventKind::PoolCreated
         | EventKind::PoolUpdated
         | EventKind::PoolDeleted => return None,
     })
+}
+
+fn denied_detail(destinations: &[String], count: u64) -> String {
+    let more = if count > destinations.len() as u64 { ", ..." } else { "" };
+    format!("{count} refused: {}{more}", destinations.join(", "))
 }
 
 /// A tenant's quota.
@@ -137,13 +144,14 @@ pub(crate) fn limits_model(wire: wire::QuotaWire) -> ApiResult<QuotaLimits> {
 
 /// A tenant.
 pub(crate) fn tenant_wire(tenant: Tenant) -> wire::TenantItem {
-    let Tenant { id: _, name, team, user, quota, created_at } = tenant;
+    let Tenant { id: _, name, team, user, quota, network, created_at } = tenant;
     let QuotaLimits { sandboxes, cpu_millis, memory_bytes } = quota;
     wire::TenantItem {
         name,
         team,
         user,
         created_at: format_time(created_at),
+        network: network.as_ref().map(|policy| network_wire(policy)),
         quota: wire::QuotaWire { sandboxes, cpu: cpu_millis.map(format_millis), memory: memory_bytes.map(format_binary_bytes) },
     }
 }

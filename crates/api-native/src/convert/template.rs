@@ -1,6 +1,6 @@
 //! Templates.
 
-use sandbank_control::{TemplateRequest, TemplateView};
+use sandbank_control::{NetworkRequest, TemplateRequest, TemplateView};
 use sandbank_http::{format_binary_bytes, format_millis, format_time};
 use sandbank_model::{
     PoolName, PortSpec, Probe, Runtime, SandboxSpec, SemVer, StringMap, Template, TemplateSpec, Visibility, VisibilityRule,
@@ -9,7 +9,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::pod::{PodParts, document, parse_document, pod_document, pod_parts, to_yaml, typed};
-use super::{DOCS, POD_TEMPLATE, ResourceTexts, SpecFields, image_name, labels, optional_text, text};
+use super::{
+    DOCS, POD_TEMPLATE, ResourceTexts, SpecFields, image_name, labels, network_model, network_wire, optional_text, text,
+};
 use crate::errors::{ApiError, ApiResult};
 use crate::wire;
 
@@ -29,8 +31,8 @@ pub(crate) fn admin_template(request: wire::UpsertTemplateRequest, path_name: Op
     }
     let name = resolve_name(name.as_deref(), path_name)?;
     let spec = spec.ok_or_else(|| ApiError::bad_request("either spec or crdYaml is required"))?;
-    let (version, spec) = template_spec(spec, StringMap::new(), StringMap::new())?;
-    Ok(TemplateRequest { name, version, spec, global: true, expected_generation: None })
+    let (version, network, spec) = template_spec(spec, StringMap::new(), StringMap::new())?;
+    Ok(TemplateRequest { name, version, spec, network, global: true, expected_generation: None })
 }
 
 fn resolve_name(given: Option<&str>, path_name: Option<PoolName>) -> ApiResult<PoolName> {
@@ -76,21 +78,21 @@ fn crd_template(yaml: &str, path_name: Option<PoolName>) -> ApiResult<TemplateRe
         Some(other) => Some(generation(other.as_u64())?),
     };
     let name = resolve_name(name.as_deref(), path_name)?;
-    let (version, spec) = template_spec(spec, labels, annotations)?;
-    Ok(TemplateRequest { name, version, spec, global: true, expected_generation })
+    let (version, network, spec) = template_spec(spec, labels, annotations)?;
+    Ok(TemplateRequest { name, version, spec, network, global: true, expected_generation })
 }
 
 fn generation(value: Option<u64>) -> ApiResult<u64> {
     value.ok_or_else(|| ApiError::bad_request("crdYaml: metadata.resourceVersion is not one that this server gave"))
 }
 
-/// A template's content, and its version.
+/// A template's version, what its sandboxes may reach, and its content.
 pub(crate) fn template_spec(
     spec: wire::TemplateSpecWire,
     label_map: StringMap,
     annotation_map: StringMap,
-) -> ApiResult<(Option<SemVer>, TemplateSpec)> {
-    let wire::TemplateSpecWire { version, description, idle_image, template, runtimes, visibility } = spec;
+) -> ApiResult<(Option<SemVer>, Option<NetworkRequest>, TemplateSpec)> {
+    let wire::TemplateSpecWire { version, description, idle_image, template, runtimes, visibility, network } = spec;
     let template =
         template.ok_or_else(|| ApiError::bad_request("spec.template is required: a PodTemplateSpec with one container"))?;
     let (pod, written) = document("spec.template", template)?;
@@ -114,7 +116,7 @@ pub(crate) fn template_spec(
         labels: labels("labels", Some(all_labels))?,
         annotations,
     };
-    Ok((version_model(version)?, spec))
+    Ok((version_model(version)?, network.map(network_model).transpose()?, spec))
 }
 
 fn version_model(version: Option<String>) -> ApiResult<Option<SemVer>> {
@@ -197,6 +199,7 @@ pub(crate) fn simple_template(request: wire::SimpleTemplateRequest, path_name: O
         description,
         command,
         env,
+        network,
         cpu,
         memory,
         disk,
@@ -216,7 +219,8 @@ pub(crate) fn simple_template(request: wire::SimpleTemplateRequest, path_name: O
         labels: labels("metadata", metadata)?,
         ..plain_template(sandbox)
     };
-    Ok(TemplateRequest { name, version: version_model(version)?, spec, global: false, expected_generation: None })
+    let network = network.map(network_model).transpose()?;
+    Ok(TemplateRequest { name, version: version_model(version)?, spec, network, global: false, expected_generation: None })
 }
 
 /// A template that says nothing but what its sandboxes are.
@@ -292,7 +296,7 @@ pub(crate) fn pod_text(spec: &TemplateSpec) -> String {
 fn spec_wire(spec: &TemplateSpec, version: SemVer) -> wire::TemplateSpecWire {
     let TemplateSpec {
         description,
-        sandbox: _,
+        sandbox,
         idle_image,
         runtimes,
         visibility,
@@ -313,6 +317,7 @@ fn spec_wire(spec: &TemplateSpec, version: SemVer) -> wire::TemplateSpecWire {
         template: Some(wire::DocumentText::Text(pod_text(spec))),
         runtimes: Some(runtimes.iter().map(runtime_wire).collect()),
         visibility: (!rules.is_empty()).then_some(wire::VisibilityWire { rules }),
+        network: sandbox.network.as_ref().map(|policy| network_wire(policy)),
     }
 }
 

@@ -61,6 +61,41 @@ pub(crate) async fn set_quota(
     Ok(Json(wire::TenantEnvelope { tenant: convert::tenant_wire(tenant) }))
 }
 
+/// Set what a namespace's sandboxes may reach that say nothing of it
+///
+/// Those that live follow soon after.
+#[utoipa::path(put, path = "/v1/admin/tenants/{tenant}/network", tag = "admin", request_body = wire::NetworkPolicy,
+    responses((status = 200, description = "As it is now.", body = wire::TenantEnvelope)))]
+pub(crate) async fn set_network(
+    AdminSession(session): AdminSession,
+    PathText(tenant): PathText,
+    Input(request): Input<wire::NetworkPolicy>,
+) -> ApiResult<Json<wire::TenantEnvelope>> {
+    change_network(&session, &tenant, Some(convert::network_model(request)?)).await
+}
+
+/// Let a namespace's sandboxes follow the installation's default
+#[utoipa::path(delete, path = "/v1/admin/tenants/{tenant}/network", tag = "admin",
+    responses((status = 200, description = "As it is now.", body = wire::TenantEnvelope)))]
+pub(crate) async fn clear_network(
+    AdminSession(session): AdminSession,
+    PathText(tenant): PathText,
+) -> ApiResult<Json<wire::TenantEnvelope>> {
+    change_network(&session, &tenant, None).await
+}
+
+async fn change_network(
+    session: &Session,
+    tenant: &str,
+    policy: Option<sandbank_control::NetworkRequest>,
+) -> ApiResult<Json<wire::TenantEnvelope>> {
+    if tenant.contains('\0') {
+        return Err(ApiError::not_found("no such namespace"));
+    }
+    let tenant = session.app.control.admin_set_network(&session.caller, tenant, policy).await?;
+    Ok(Json(wire::TenantEnvelope { tenant: convert::tenant_wire(tenant) }))
+}
+
 /// Count all sandboxes
 #[utoipa::path(get, path = "/v1/admin/statistics/sandboxes", tag = "admin",
     responses((status = 200, description = "Counts.", body = wire::SandboxStatisticsEnvelope)))]

@@ -63,7 +63,8 @@ pub(crate) async fn list(
     let filter = convert::status_filter(pool, status.as_deref(), metadata, warm.unwrap_or(false))?;
     let (views, total) = select(&session, filter, (limit, offset)).await?;
     let shown = session.shown(cluster.as_deref());
-    let items = views.iter().map(|view| convert::sandbox_wire(view, &shown)).collect();
+    // Policies may be long: a list would be thousands of times as long as they are.
+    let items = views.iter().map(|view| wire::Sandbox { network: None, ..convert::sandbox_wire(view, &shown) }).collect();
     Ok(Json(wire::SandboxList { items, total, limit, offset }))
 }
 
@@ -160,6 +161,29 @@ pub(crate) async fn commit(on: OnSandbox, Input(request): Input<wire::CommitRequ
 pub(crate) async fn metrics(on: OnSandbox) -> ApiResult<Json<wire::MetricsEnvelope>> {
     let metrics = on.session.app.control.metrics(&on.session.caller, on.id).await?;
     Ok(Json(wire::MetricsEnvelope { metrics: convert::metrics_wire(&metrics) }))
+}
+
+/// What a sandbox may reach
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/network", tag = "sandboxes",
+    responses((status = 200, description = "The policy in force, and who said so.", body = wire::NetworkEnvelope)))]
+pub(crate) async fn network(on: OnSandbox) -> ApiResult<Json<wire::NetworkEnvelope>> {
+    let view = on.session.app.control.network_get(&on.session.caller, on.id).await?;
+    Ok(Json(convert::network_envelope(&view)))
+}
+
+/// Replace what a sandbox may reach
+///
+/// All of it: what the request leaves out is the default. New connections follow it at once, and those that exist and are no longer
+/// allowed end.
+#[utoipa::path(put, path = "/v1/sandboxes/{id}/network", tag = "sandboxes", request_body = wire::NetworkPolicy,
+    responses((status = 200, description = "In force.", body = wire::NetworkEnvelope)))]
+pub(crate) async fn set_network(
+    on: OnSandbox,
+    Input(request): Input<wire::NetworkPolicy>,
+) -> ApiResult<Json<wire::NetworkEnvelope>> {
+    let policy = convert::network_model(request)?;
+    let view = on.session.app.control.network_update(&on.session.caller, on.id, policy).await?;
+    Ok(Json(convert::network_envelope(&view)))
 }
 
 /// Whether a sandbox's services answer

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::NetworkPolicy;
+
 /// A namespace.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -17,6 +19,9 @@ pub(crate) struct TenantItem {
     pub created_at: String,
     /// What it may hold.
     pub quota: QuotaWire,
+    /// What its sandboxes may reach that say nothing of it. Absent: the installation's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
 }
 
 /// Namespaces.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{DocumentText, OnExpiry, RuntimeWire, TextMap};
+use super::{DocumentText, NetworkPolicy, OnExpiry, RuntimeWire, TextMap};
 
 /// How a pool grows.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
@@ -191,6 +191,8 @@ pub(crate) struct CreatePoolRequest {
     pub quota_url: Option<String>,
     /// What the pool changes in its template.
     pub overrides: Option<OverridesWire>,
+    /// What its sandboxes may reach. Absent: the template's, else the default.
+    pub network: Option<NetworkPolicy>,
     /// Not kept with pools: refused unless empty. Log in to the registry with `POST /v1/registries`.
     pub image_pull_secret: Option<ImagePullSecret>,
     /// Whole life of a sandbox whose claim names none, a Go duration; "0" is unlimited.
@@ -256,6 +258,9 @@ pub(crate) struct SandboxPool {
     pub spec: PoolSpec,
     /// Condition.
     pub status: PoolStatus,
+    /// What the pool or its template says that its sandboxes may reach; only of a single pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
     /// CPU of a sandbox, a quantity.
     pub cpu: String,
     /// Memory of a sandbox, a quantity.

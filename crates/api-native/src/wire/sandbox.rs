@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{ImagePullSecret, PortAccess, TextMap};
+use super::{ImagePullSecret, NetworkPolicy, PortAccess, TextMap};
 
 /// Claim a sandbox of a pool, or (without `poolName`) make one of `image`, `templateName` or `snapshot`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -48,6 +48,8 @@ pub(crate) struct CreateSandboxRequest {
     pub when_empty: Option<WhenEmptyWire>,
     /// Environment of every process in it.
     pub env: Option<TextMap>,
+    /// What it may reach. Absent: the template's or pool's, else the default.
+    pub network: Option<NetworkPolicy>,
     /// CPU of a sandbox without a pool, a quantity.
     #[schema(max_length = 40, example = "500m")]
     pub cpu: Option<String>,
@@ -189,6 +191,9 @@ pub(crate) struct Sandbox {
     pub team: String,
     /// Owner's user.
     pub user: String,
+    /// What its holder, template or pool says that it may reach; absent where a default says it, and in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
 }
 
 /// Where a port inside is reached.
@@ -409,6 +414,12 @@ pub(crate) struct SandboxMetrics {
     pub pids_limit: u32,
     /// Processes killed for want of memory.
     pub oom_kills: u64,
+    /// Bytes that came in over the network since it was made; absent where sandboxes have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_in_bytes: Option<u64>,
+    /// Bytes that went out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_out_bytes: Option<u64>,
 }
 
 /// What a sandbox uses.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{ErrorBody, OnExpiry, Sandbox, TextMap};
+use super::{ErrorBody, NetworkPolicy, OnExpiry, Sandbox, TextMap};
 
 /// A snapshot to take.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -89,6 +89,8 @@ pub(crate) struct ForkRequest {
     pub metadata: Option<TextMap>,
     /// Environment, added to the original's.
     pub env: Option<TextMap>,
+    /// What it may reach. Absent: what the original may.
+    pub network: Option<NetworkPolicy>,
 }
 
 /// What became of each fork, in order.

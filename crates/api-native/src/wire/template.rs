@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::TextMap;
+use super::{NetworkPolicy, TextMap};
 
 /// A document: YAML or JSON in a text, or the object itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -119,6 +119,9 @@ pub(crate) struct TemplateSpecWire {
     /// Who may see it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visibility: Option<VisibilityWire>,
+    /// What its sandboxes may reach. Absent: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
 }
 
 /// A template written by an admin. When `crdYaml` is given, the other fields are ignored.
@@ -155,6 +158,8 @@ pub(crate) struct SimpleTemplateRequest {
     pub command: Option<Vec<String>>,
     /// Environment.
     pub env: Option<TextMap>,
+    /// What its sandboxes may reach. Absent: the default.
+    pub network: Option<NetworkPolicy>,
     /// CPU, a quantity.
     #[schema(max_length = 40)]
     pub cpu: Option<String>,

@@ -8,6 +8,7 @@ mod contract;
 mod document;
 mod images;
 mod inside;
+mod network;
 mod ports;
 mod registries;
 mod snapshots;

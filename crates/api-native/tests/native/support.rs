@@ -98,6 +98,7 @@ impl Server {
             pulls: sandbank_control::PullSettings::default(),
             scratch_dir: std::env::temp_dir(),
             builds: BuildSettings { contexts_dir: Some(dir.path().join("contexts")), ..BuildSettings::default() },
+            network: sandbank_control::NetworkSettings::default(),
         };
         let numbers = Arc::new(Numbers(AtomicU64::new(1)));
         let key = SecretKey::new([7; 32]);
