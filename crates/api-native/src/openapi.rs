@@ -10,7 +10,8 @@ use utoipa::openapi::{ContentBuilder, KnownFormat, OpenApi, Ref, RefOr, Required
 use utoipa::{Modify, OpenApi as _};
 
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets,
+    system, templates,
 };
 use crate::wire;
 

@@ -12,7 +12,8 @@ use sandbank_http::{Gateway, REQUEST_ID, request_id};
 use crate::app::{self, App, NativeSettings};
 use crate::errors::ApiError;
 use crate::routes::{
-    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets, system, templates,
+    admin, builds, exec, files, images, keys, pools, port_access, ports, pulls, registries, sandboxes, snapshots, sockets,
+    system, templates,
 };
 use crate::session::RequestId;
 

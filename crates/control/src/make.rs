@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use sandbank_driver::{CreateRequest, Driver, DriverError};
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, EventKind, EventSeq, ExpiryAction, Failure, FailureReason, Image, Lease,
-    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, PortAccess, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId, Timeout,
-    Timestamp,
+    NetworkPlan, Pool, PoolId, PoolName, PoolPolicies, PortAccess, Sandbox, SandboxId, SandboxSpec, State, TemplateRef, TenantId,
+    Timeout, Timestamp,
 };
 use sandbank_store::Write;
 use tokio::sync::Semaphore;

@@ -20,11 +20,11 @@ mod tokens;
 pub use body::{BodyError, JSON_BODY_MAX, read_body};
 pub use credential::{bearer, credential};
 pub use duration::{InvalidDuration, format_go_duration, parse_go_duration};
-pub use json::{InvalidJson, parse_json};
 pub use gateway::{
-    Gateway, GatewaySettings, NamedPort, PORT_TOKEN_HEADER, PORT_TOKEN_NAME, Refused, by_host, forget_token_in_referer, port_token,
-    query_inside,
+    Gateway, GatewaySettings, NamedPort, PORT_TOKEN_HEADER, PORT_TOKEN_NAME, Refused, by_host, forget_token_in_referer,
+    port_token, query_inside,
 };
+pub use json::{InvalidJson, parse_json};
 pub use proxy::{
     DialError, Ended, Hold, HostField, Link, PortKey, PortPool, PortTarget, ProxyFailure, ProxySettings, page as error_page,
     prefers_html, proxy,

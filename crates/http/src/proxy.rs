@@ -26,11 +26,11 @@ use sandbank_control::PortIo;
 use tokio::io::copy_bidirectional;
 
 pub use failure::{DialError, ProxyFailure, page, prefers_html};
-use guard::{AbortOnDrop, GuardedBody};
 pub use guard::Hold;
+use guard::{AbortOnDrop, GuardedBody};
 use headers::Upgrade;
-pub use pool::{PortKey, PortPool};
 use pool::Connection;
+pub use pool::{PortKey, PortPool};
 
 /// Most bytes that are read ahead of a program's answer. The client's connection has as much again at most, so that a client that
 /// does not read costs little.
@@ -220,8 +220,7 @@ where
         let Link { io, ended } = dialled.map_err(|_| ProxyFailure::DialTimeout { port: self.port })??;
         let mut builder = http1::Builder::new();
         builder.max_headers(HEADERS_MAX).max_buf_size(READ_AHEAD_MAX);
-        let (sender, connection) =
-            builder.handshake::<_, Body>(TokioIo::new(io)).await.map_err(|error| self.broken(&error))?;
+        let (sender, connection) = builder.handshake::<_, Body>(TokioIo::new(io)).await.map_err(|error| self.broken(&error))?;
         let over = ended();
         let task = AbortOnDrop::new(tokio::spawn(async move {
             tokio::select! {

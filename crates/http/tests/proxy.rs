@@ -44,7 +44,8 @@ impl World {
             }
         });
         let key = PortKey { sandbox: SandboxId::new(Timestamp::from_millis(1), [1; 10]), port: 8000 };
-        let world = Self { address, pool: PortPool::default(), key, dialled: AtomicUsize::new(0), ended: watch::Sender::new(false) };
+        let world =
+            Self { address, pool: PortPool::default(), key, dialled: AtomicUsize::new(0), ended: watch::Sender::new(false) };
         Arc::new(world)
     }
 
@@ -172,7 +173,10 @@ async fn a_connection_that_died_idle_costs_a_repeatable_request_nothing() {
 /// Bytes after an answer would be taken for the next request's answer.
 #[tokio::test]
 async fn a_connection_with_bytes_left_over_is_closed() {
-    let world = World::new(|stream, _| repeat(stream, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")).await;
+    let world = World::new(|stream, _| {
+        repeat(stream, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+    })
+    .await;
     for round in 1..=3 {
         assert_eq!(world.text().await, "ok");
         assert_eq!(world.dialled.load(Ordering::SeqCst), round);
@@ -232,7 +236,9 @@ async fn answers_that_two_parsers_could_read_differently_are_refused() {
 #[tokio::test]
 async fn requests_that_two_parsers_could_read_differently_are_refused() {
     let world = World::new(|stream, _| repeat(stream, OK)).await;
-    for fields in [[("content-length", "1"), ("transfer-encoding", "chunked")], [("content-length", "1"), ("content-length", "2")]] {
+    for fields in
+        [[("content-length", "1"), ("transfer-encoding", "chunked")], [("content-length", "1"), ("content-length", "2")]]
+    {
         let mut request = Request::new(Body::from("x"));
         for (name, value) in fields {
             request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_static(value));

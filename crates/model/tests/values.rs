@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     ApiKey, ApiKeyId, AssignmentId, Autoscaling, Counting, ExpiryAction, ExpiryCause, ImageName, InvalidName, InvalidSizing,
-    KeyHash, Lease, PoolName, PortAccess, QuotaLimits, Resources, Role, SandboxId, Sealed, SemVer, Sizing, TenantId, Timeout, Timestamp,
-    Usage, Visibility, VisibilityRule, validate_label_key,
+    KeyHash, Lease, PoolName, PortAccess, QuotaLimits, Resources, Role, SandboxId, Sealed, SemVer, Sizing, TenantId, Timeout,
+    Timestamp, Usage, Visibility, VisibilityRule, validate_label_key,
 };
 
 fn at(millis: u64) -> Timestamp {

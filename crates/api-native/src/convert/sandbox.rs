@@ -9,7 +9,10 @@ use sandbank_control::{
 use sandbank_http::{Gateway, format_binary_bytes, format_millis, format_time};
 use sandbank_model::{ExpiryCause, LeaseChange, PoolName, Sandbox, SandboxSpec, State, StopCause, Timestamp};
 
-use super::{CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, port_access_wire, positive, pull_secret, timeout};
+use super::{
+    CONTAINER, LeaseFields, ResourceTexts, SpecFields, expiry_action, image_name, port_access_wire, positive, pull_secret,
+    timeout,
+};
 use crate::errors::{ApiError, ApiResult};
 use crate::reference::parse_pool;
 use crate::wire;

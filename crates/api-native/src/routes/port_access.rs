@@ -44,7 +44,10 @@ pub(crate) async fn set(on: OnSandbox, Input(request): Input<wire::PortAccessReq
 /// Works without an API key, until it ends, the sandbox does, or all its tokens are revoked.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/port-tokens", tag = "ports", request_body = wire::PortTokenRequest,
     responses((status = 201, description = "The only time that it is shown.", body = wire::PortTokenResult)))]
-pub(crate) async fn create_token(on: OnSandbox, OptionalInput(request): OptionalInput<wire::PortTokenRequest>) -> ApiResult<Response> {
+pub(crate) async fn create_token(
+    on: OnSandbox,
+    OptionalInput(request): OptionalInput<wire::PortTokenRequest>,
+) -> ApiResult<Response> {
     let OnSandbox { session, id, .. } = &on;
     let (port, life) = convert::port_token_model(request)?;
     let token = session.app.control.port_token(&session.caller, *id, port, Some(life)).await?;
@@ -81,7 +84,8 @@ pub(crate) async fn tunnel(State(app): State<App>, request: Request) -> ApiResul
     })?;
     let mut request = Request::from_parts(parts, body);
     tokio::spawn(join(hyper::upgrade::on(&mut request), stream, pass));
-    let fields = [(header::CONNECTION, HeaderValue::from_static("upgrade")), (header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
+    let fields =
+        [(header::CONNECTION, HeaderValue::from_static("upgrade")), (header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
     Ok((StatusCode::SWITCHING_PROTOCOLS, fields).into_response())
 }
 

@@ -85,7 +85,8 @@ fn cut_path(path: &str, last: usize, id: usize, port: usize) -> ApiResult<Cut> {
 
 async fn forward(app: App, request: Request, target: ApiResult<Cut>) -> Response {
     // Only what decides between a page and JSON: the request itself goes inside.
-    let accept: HeaderMap = request.headers().get(header::ACCEPT).map(|value| (header::ACCEPT, value.clone())).into_iter().collect();
+    let accept: HeaderMap =
+        request.headers().get(header::ACCEPT).map(|value| (header::ACCEPT, value.clone())).into_iter().collect();
     match forward_or_refuse(app, request, target).await {
         Ok(response) => response,
         Err(NotForwarded::Api(error)) => error.into_response(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, Sandbox, PublicPorts, SandboxSpec, State, StringMap, Timeout};
+use sandbank_model::{EnvMap, ExpiryAction, ImageName, PoolName, PublicPorts, Sandbox, SandboxSpec, State, StringMap, Timeout};
 
 use super::OwnerView;
 

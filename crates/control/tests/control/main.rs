@@ -10,6 +10,7 @@ mod inside;
 mod keys;
 mod lifecycle;
 mod pools;
+mod ports;
 mod random;
 mod recovery;
 mod registries;

@@ -20,7 +20,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sandbank_agent_protocol::{Connection, Metrics, Reply, Request};
 use sandbank_driver::{
-    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers, PortIo, Target,
+    Adopted, Capabilities, Capability, CreateRequest, Driver, DriverError, DriverEvent, ImportSource, NewLayer, NewLayers,
+    PortIo, Target,
 };
 use sandbank_model::{DriverHandle, Image, Layer, SandboxId};
 use tokio::net::UnixStream;

@@ -298,7 +298,8 @@ impl Host {
                     head.extend_from_slice(&data);
                     while let Some(end) = head.windows(4).position(|end| end == b"\r\n\r\n") {
                         let request = head.split_to(end + 4);
-                        let mut answer = BytesMut::from(format!("HTTP/1.1 200 Fake\r\ncontent-length: {}\r\n\r\n", request.len()).as_bytes());
+                        let mut answer =
+                            BytesMut::from(format!("HTTP/1.1 200 Fake\r\ncontent-length: {}\r\n\r\n", request.len()).as_bytes());
                         answer.extend_from_slice(&request);
                         self.send(&Frame::Data(answer.freeze())).await?;
                     }

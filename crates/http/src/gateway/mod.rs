@@ -203,7 +203,8 @@ impl Gateway {
 
     async fn serve(&self, request: Request, named: NamedPort) -> Response {
         // Only what decides between a page and JSON: the request itself goes inside.
-        let accept: HeaderMap = request.headers().get(header::ACCEPT).map(|value| (header::ACCEPT, value.clone())).into_iter().collect();
+        let accept: HeaderMap =
+            request.headers().get(header::ACCEPT).map(|value| (header::ACCEPT, value.clone())).into_iter().collect();
         match self.serve_or_refuse(request, named).await {
             Ok(response) => response,
             Err(refused) => refused.respond(&accept),

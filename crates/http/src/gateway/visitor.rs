@@ -46,19 +46,16 @@ pub fn query_inside(query: Option<&str>) -> String {
 
 /// Takes out of a request's fields what repeats its address with a token in it.
 pub fn forget_token_in_referer(headers: &mut HeaderMap) {
-    let tells = |value: &http::HeaderValue| value.as_bytes().windows(PORT_TOKEN_NAME.len()).any(|part| part == PORT_TOKEN_NAME.as_bytes());
+    let tells = |value: &http::HeaderValue| {
+        value.as_bytes().windows(PORT_TOKEN_NAME.len()).any(|part| part == PORT_TOKEN_NAME.as_bytes())
+    };
     if headers.get_all(header::REFERER).iter().any(tells) {
         headers.remove(header::REFERER);
     }
 }
 
 /// Lets a visitor to the port in, by whatever they show first that opens it, or because it is public.
-pub(super) async fn admit(
-    control: &Control,
-    key_headers: &[HeaderName],
-    parts: &Parts,
-    named: NamedPort,
-) -> Result<Admission> {
+pub(super) async fn admit(control: &Control, key_headers: &[HeaderName], parts: &Parts, named: NamedPort) -> Result<Admission> {
     let NamedPort { sandbox, port } = named;
     let mut attempts = Attempts { pass: None, refused: None };
     for token in tokens(parts) {
@@ -97,7 +94,8 @@ impl Attempts {
         match attempt {
             Ok(pass) => self.pass = self.pass.take().or(Some(pass)),
             Err(error) => {
-                let says_more = |known: &Error| known.kind == ErrorKind::Unauthenticated && error.kind != ErrorKind::Unauthenticated;
+                let says_more =
+                    |known: &Error| known.kind == ErrorKind::Unauthenticated && error.kind != ErrorKind::Unauthenticated;
                 if self.refused.as_ref().is_none_or(says_more) {
                     self.refused = Some(error);
                 }

@@ -277,7 +277,10 @@ mod tests {
         };
         let mut parts = parts(&[("cookie", "a=1; ours=secret; b=2"), ("x-preview", "forged")]);
         forward(&mut parts, &target, None);
-        assert_eq!((&parts.headers["cookie"], &parts.headers["x-preview"]), (&"a=1; b=2".parse().unwrap(), &"1".parse().unwrap()));
+        assert_eq!(
+            (&parts.headers["cookie"], &parts.headers["x-preview"]),
+            (&"a=1; b=2".parse().unwrap(), &"1".parse().unwrap())
+        );
         let mut headers = HeaderMap::new();
         for (name, value) in
             [("set-cookie", "ours=x; Path=/"), ("set-cookie", "theirs=y"), ("content-security-policy", "default-src 'self'")]

@@ -6,14 +6,18 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Port {
     /// Print an address that opens a port in a browser
-    #[command(after_help = "Examples:\n  sandbank port url $ID 8000                  a link for your browser, good for an hour\n  \
+    #[command(
+        after_help = "Examples:\n  sandbank port url $ID 8000                  a link for your browser, good for an hour\n  \
         sandbank port url $ID 8000 --expires 24h\n  \
-        sandbank port url $ID 8000 --public         anybody may open it from now on")]
+        sandbank port url $ID 8000 --public         anybody may open it from now on"
+    )]
     Url(PortUrl),
     /// Make a port of a sandbox a port of this machine, for any protocol over TCP
-    #[command(after_help = "Examples:\n  sandbank port forward $ID 5432              127.0.0.1:5432 leads to port 5432 inside\n  \
+    #[command(
+        after_help = "Examples:\n  sandbank port forward $ID 5432              127.0.0.1:5432 leads to port 5432 inside\n  \
         sandbank port forward $ID 15432:5432        another port here\n  \
-        sandbank port forward $ID 0:5432            a free port here, told on standard error")]
+        sandbank port forward $ID 0:5432            a free port here, told on standard error"
+    )]
     Forward(PortForward),
     /// Make ports private again, and end all links and tokens that were given out
     Close(PortClose),

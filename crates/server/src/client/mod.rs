@@ -197,9 +197,8 @@ impl Client {
     /// Opens a byte stream with `GET path`, which switches to `tcp`.
     pub(crate) async fn tunnel(&self, path: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>> {
         let request = self.request(Method::GET, path).header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
-        let request = request
-            .body(full(Bytes::new()))
-            .map_err(|error| Failure::new(format!("cannot ask {}: {error}", self.base)))?;
+        let request =
+            request.body(full(Bytes::new())).map_err(|error| Failure::new(format!("cannot ask {}: {error}", self.base)))?;
         let response = self.http.request(request).await.map_err(|error| self.unreachable(&error))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await);

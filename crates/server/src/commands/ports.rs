@@ -78,7 +78,8 @@ async fn forward(client: &Client, id: &str, ports: Forwarded) -> Result<()> {
     let Forwarded { local, inside } = ports;
     // A sandbox that is not there is told now, not at the first connection.
     client.get(&format!("/v1/sandboxes/{}", encode_segment(id))).await?;
-    let cannot = |error: std::io::Error| Failure::new(format!("cannot listen on 127.0.0.1:{local}: {error}; choose another LOCAL"));
+    let cannot =
+        |error: std::io::Error| Failure::new(format!("cannot listen on 127.0.0.1:{local}: {error}; choose another LOCAL"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, local)).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     output::note(&format!("forwarding {address} to port {inside} of {id}; press Ctrl-C to end"));

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use sandbank_model::{
     Actor, ApiKey, ApiKeyId, AssignmentId, Autoscaling, Command, CredentialKind, DriverHandle, Event, EventKind, EventSeq,
-    ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState, PortAccess, PublicPorts,
-    QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec, Sealed, SemVer, Sizing,
-    SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage, Visibility, transition,
+    ExpiryAction, Image, ImageConfig, ImageSource, KeyHash, Lease, Overrides, Pool, PoolCounts, PoolId, PoolPolicies, PoolState,
+    PortAccess, PublicPorts, QuotaLimits, RegistryCredential, RegistryCredentialId, Role, Sandbox, SandboxId, SandboxSpec,
+    Sealed, SemVer, Sizing, SnapshotId, State, Template, TemplateId, TemplateSpec, Tenant, TenantId, Timestamp, Usage,
+    Visibility, transition,
 };
 
 use crate::{ClaimRequest, PageRequest, SandboxFilter, Store, Write};
