@@ -283,7 +283,9 @@ fn http2_and_websockets_reach_a_port_by_its_host_name() {
         assert!(!matches!(ended, Some(Ok(Message::Text(_) | Message::Binary(_)))), "{ended:?}");
     });
     let World { server, mut programs, .. } = world;
-    programs.iter_mut().for_each(|program| drop(wait_for("the program's client to end", || program.try_wait().unwrap())));
+    for program in &mut programs {
+        wait_for("the program's client to end", || program.try_wait().unwrap());
+    }
     server.finish();
 }
 
