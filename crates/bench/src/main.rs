@@ -4,6 +4,7 @@
 //! fork + wait, and `runc` and `crun` where installed) run in the same process right beside them, because these machines are
 //! noisy and only a comparison within one run says anything.
 
+mod backend;
 mod client;
 mod control;
 mod host;
@@ -70,6 +71,8 @@ enum Row {
     Commit,
     /// A build whose every step is in the cache.
     Build,
+    /// Requests to a port inside, beside the same program on the host.
+    Ports,
 }
 
 /// Measures Sandbank.
@@ -112,6 +115,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, port] = arguments.as_slice()
+        && word == "backend"
+    {
+        return backend(port);
+    }
     let options = Options::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
@@ -132,8 +141,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// The program that the rows of ports reach: see [`backend::serve`].
+fn backend(port: &str) -> ExitCode {
+    let served = match port.parse() {
+        Ok(port) => backend::serve(port).map_err(|error| error.to_string()),
+        Err(_) => Err(format!("{port:?} is not a port")),
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sandbank-bench backend: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// The rows in the order in which they are measured, as they are called where one fails.
-const ROWS: [(Row, &str); 14] = [
+const ROWS: [(Row, &str); 15] = [
     (Row::Create, "create without a pool"),
     (Row::ClaimAlone, "claim alone"),
     (Row::ClaimExec, "claim + first true"),
@@ -144,6 +168,7 @@ const ROWS: [(Row, &str); 14] = [
     (Row::Commit, "commit"),
     (Row::Build, "unchanged build"),
     (Row::Pull, "pull"),
+    (Row::Ports, "ports"),
     (Row::Churn, "create + destroy"),
     (Row::Claim, "claim"),
     (Row::Idle, "idle sandboxes"),
@@ -163,6 +188,7 @@ async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
         Row::Commit => rows::commit(settings).await,
         Row::Build => rows::build(settings).await,
         Row::Pull => rows::pull(settings).await,
+        Row::Ports => rows::ports(settings).await,
         Row::Churn => rows::churn(settings).await,
         Row::Claim => rows::claim(settings).await,
         Row::Idle => rows::idle(settings).await,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sandbank_model::{
     Actor, AssignmentId, Command, DriverHandle, Event, ExitInfo, ExpiryAction, ExpiryCause, Failure, FailureReason, Lease,
-    LeaseChange, NetworkPolicy, PortAccess, Refusal, Sandbox, SandboxId, SandboxSpec, State, StopCause, TenantId, Timeout,
-    Timestamp, transition,
+    LeaseChange, NetworkPolicy, PortAccess, PortAccessChange, PublicPorts, Refusal, Sandbox, SandboxId, SandboxSpec, State,
+    StopCause, TenantId, Timeout, Timestamp, transition,
 };
 
 fn at(millis: u64) -> Timestamp {
@@ -64,6 +64,7 @@ fn commands(now: Timestamp) -> [Command; 14] {
         Command::Fail(failure()),
         Command::CommandExited(ExitInfo { code: 0 }),
         Command::SetNetwork(Some(Arc::new(NetworkPolicy::closed()))),
+        Command::ChangePortAccess(PortAccessChange::RevokeTokens),
     ]
 }
 
@@ -94,17 +95,17 @@ fn in_state(state: State) -> Sandbox {
 
 /// What becomes of each state at each command: a state, `same` for itself, `already`, or `-` for refused.
 const TABLE: &str = "
-             mark-ready mark-claimed claim   begin-pause finish-pause begin-resume finish-resume renew expire  begin-stop finish-stop fail    exited  network
-provisioning ready      running      -       -           -            -            -             -     -       stopping   -           failed  -       -
-ready        -          -            running -           -            -            -             -     -       stopping   -           failed  same    -
-running      -          -            -       pausing     paused       already      already       same  expired stopping   -           failed  same    same
-pausing      -          -            -       already     paused       -            -             same  expired stopping   -           failed  same    same
-paused       -          -            -       already     already      resuming     running       same  expired stopping   -           failed  same    same
-resuming     -          -            -       -           -            already      running       same  expired stopping   -           failed  same    same
-stopping     -          -            -       -           -            -            -             -     -       already    terminated  -       -       -
-terminated   -          -            -       -           -            -            -             -     -       -          already     -       -       -
-failed       -          -            -       -           -            -            -             -     -       -          -           already -       -
-expired      -          -            -       -           -            -            -             -     -       stopping   -           failed  -       -
+             mark-ready mark-claimed claim   begin-pause finish-pause begin-resume finish-resume renew expire  begin-stop finish-stop fail    exited  network ports
+provisioning ready      running      -       -           -            -            -             -     -       stopping   -           failed  -       -       -
+ready        -          -            running -           -            -            -             -     -       stopping   -           failed  same    -       -
+running      -          -            -       pausing     paused       already      already       same  expired stopping   -           failed  same    same    same
+pausing      -          -            -       already     paused       -            -             same  expired stopping   -           failed  same    same    same
+paused       -          -            -       already     already      resuming     running       same  expired stopping   -           failed  same    same    same
+resuming     -          -            -       -           -            already      running       same  expired stopping   -           failed  same    same    same
+stopping     -          -            -       -           -            -            -             -     -       already    terminated  -       -       -       -
+terminated   -          -            -       -           -            -            -             -     -       -          already     -       -       -       -
+failed       -          -            -       -           -            -            -             -     -       -          -           already -       -       -
+expired      -          -            -       -           -            -            -             -     -       stopping   -           failed  -       -       -
 ";
 
 #[test]
@@ -112,7 +113,7 @@ fn every_pair_of_state_and_command_does_what_the_table_says() {
     let rows: Vec<Vec<&str>> = TABLE.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows.len(), State::ALL.len());
     for (row, state) in rows.iter().zip(State::ALL) {
-        assert_eq!((row[0], row.len()), (state.as_str(), 15));
+        assert_eq!((row[0], row.len()), (state.as_str(), 16));
         for (expected, command) in row[1..].iter().zip(commands(at(3000))) {
             let record = in_state(state);
             let outcome = transition(&record, command.clone(), &Actor::system(), at(3000));
@@ -214,7 +215,7 @@ fn renewing_moves_the_clocks_as_asked() {
 }
 
 fn any_command() -> impl Strategy<Value = (usize, Option<u64>, Option<u64>, u64)> {
-    (0..13_usize, proptest::option::of(0..2000_u64), proptest::option::of(0..500_u64), 0..300_u64)
+    (0..14_usize, proptest::option::of(0..2000_u64), proptest::option::of(0..500_u64), 0..300_u64)
 }
 
 fn build(which: usize, life: Option<u64>, idle: Option<u64>, now: Timestamp) -> Command {
@@ -247,6 +248,21 @@ fn check_record(record: &Sandbox, now: Timestamp, claims: u32) {
     for time in times.into_iter().flatten().chain([record.last_activity_at]) {
         assert!(record.created_at <= time && time <= now);
     }
+}
+
+#[test]
+fn revoked_tokens_and_public_ports_are_kept_apart() {
+    let change = |record: &Sandbox, change| {
+        let (next, event) = transition(record, Command::ChangePortAccess(change), &Actor::system(), at(3000)).unwrap();
+        (next.lease.unwrap().ports, event.kind.as_str())
+    };
+    let record = in_state(State::Running);
+    let only = PublicPorts::Only([8000].into());
+    let (access, event) = change(&record, PortAccessChange::Public(only.clone()));
+    assert_eq!((&access.public, access.token_generation, event), (&only, 0, "port-access-changed"));
+    assert!(access.public.contains(8000) && !access.public.contains(8001) && PublicPorts::All.contains(1));
+    let (access, event) = change(&record, PortAccessChange::RevokeTokens);
+    assert_eq!((access.public, access.token_generation, event), (PublicPorts::None, 1, "port-tokens-revoked"));
 }
 
 proptest! {

@@ -11,6 +11,7 @@ mod keys;
 mod lifecycle;
 mod network;
 mod pools;
+mod ports;
 mod random;
 mod recovery;
 mod registries;

@@ -147,14 +147,26 @@ impl Writer<'_> {
         self.services();
         for rule in &plan.rules {
             let chain = if rule.verdict == Verdict::Allow { "pass" } else { "refuse" };
+            let unseen = matches!(rule.to, Destination::Named(_)) && plan.checked != Checked::Nothing;
+            if unseen && rule.verdict == Verdict::Allow {
+                self.refuse_unseen(&rule.to);
+            }
             self.rule(rule, "plan", |rule| rule.go_to(chain));
             self.redirection(rule, plan.checked);
         }
+        if plan.checked == Checked::All && plan.otherwise == Verdict::Allow {
+            self.redirect_web();
+            self.refuse_unseen(&Destination::Anywhere);
+        }
         let chain = if plan.otherwise == Verdict::Allow { "pass" } else { "refuse" };
         self.transaction.rule("plan", |rule| rule.go_to(chain));
-        if plan.checked == Checked::All && plan.otherwise == Verdict::Allow {
-            self.redirect_web(|_| {});
-        }
+    }
+
+    /// HTTP/3 says which name it asks for where nobody can see it: who is refused there asks by TCP.
+    fn refuse_unseen(&mut self, to: &Destination) {
+        let ports = vec![PortRange::single(443)];
+        let hidden = PlanRule { to: to.clone(), transport: Some(Transport::Udp), ports, verdict: Verdict::Deny };
+        self.rule(&hidden, "plan", |rule| rule.go_to("refuse"));
     }
 
     /// Whatever asks a resolver asks ours. What is redirected there, or to the proxy, may pass.
@@ -177,12 +189,11 @@ impl Writer<'_> {
 
     /// What a rule lets through may have to be looked at on its way.
     fn redirection(&mut self, rule: &PlanRule, checked: Checked) {
-        let looked_at = match (checked, &rule.to) {
-            (Checked::Nothing, _) => return,
-            (Checked::All, _) | (Checked::Named, Destination::Named(_)) => rule.verdict == Verdict::Allow,
-            (Checked::Named, _) => false,
-        };
-        if !looked_at {
+        if checked == Checked::Nothing {
+            return;
+        }
+        // An address that is allowed as such is, whatever name is asked for there.
+        if rule.verdict == Verdict::Deny || !matches!(rule.to, Destination::Named(_)) {
             self.rule(rule, "redirect", |rule| rule.leave());
             return;
         }
@@ -202,11 +213,11 @@ impl Writer<'_> {
         }
     }
 
-    fn redirect_web(&mut self, condition: impl Fn(&mut Rule<'_, '_>)) {
+    /// Whatever no rule speaks of.
+    fn redirect_web(&mut self) {
         for gateway in self.block.gateways() {
             for (port, to) in [(80, HTTP_PORT), (443, TLS_PORT)] {
                 self.transaction.rule("redirect", |rule| {
-                    condition(rule);
                     rule.is_v4(gateway.is_ipv4()).protocol(TCP).port_is(port).redirect_to(gateway, to);
                 });
             }

@@ -72,7 +72,8 @@ pub struct PlanRule {
     pub verdict: Verdict,
 }
 
-/// Which TCP connections to the ports 80 and 443 go through the host's proxy, which looks at the name that they ask for.
+/// Which TCP connections to the ports 80 and 443 go through the host's proxy, which looks at the name that they ask for. HTTP/3, where
+/// nobody sees the name, is refused in their place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Checked {
     /// None.
@@ -80,7 +81,7 @@ pub enum Checked {
     Nothing,
     /// Those that a rule allows for the sake of a name: another name may live at the same address.
     Named,
-    /// All that are allowed.
+    /// Those, and all that no rule speaks of. What a rule allows by its address is not looked at.
     All,
 }
 

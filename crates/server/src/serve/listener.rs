@@ -21,6 +21,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests at the same time on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
+/// Longest silence before a client is asked whether it is there, how often it is asked, and how many times.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
 /// Pause after a failed accept: when descriptors have run out, trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -95,6 +99,16 @@ async fn told(ending: &mut watch::Receiver<bool>) {
     let _ = ending.wait_for(|ending| *ending).await;
 }
 
+/// Lets the kernel ask a silent client whether it is still there: one that vanished without a word would hold its place, and its
+/// stream into a sandbox, for ever.
+fn notice_vanished(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
+    set_socket_keepalive(stream, true)?;
+    set_tcp_keepidle(stream, SILENCE_MAX)?;
+    set_tcp_keepintvl(stream, PROBE_INTERVAL)?;
+    set_tcp_keepcnt(stream, PROBES)
+}
+
 async fn serve(
     builder: Arc<Builder<TokioExecutor>>,
     stream: TcpStream,
@@ -105,6 +119,9 @@ async fn serve(
     // Answers are small and latency is what we sell: never wait for more to send.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    if let Err(error) = notice_vanished(&stream) {
+        tracing::debug!(%error, "cannot set SO_KEEPALIVE");
     }
     let service = router.map_request(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
