@@ -1,6 +1,7 @@
 //! What an installation may set: a TOML file, the environment and the command line, in this order of weight.
 
 mod images;
+mod network;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
 use images::Images;
+use network::Network;
 
 /// Where the server listens unless told otherwise.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7070";
@@ -64,6 +66,8 @@ pub(crate) struct ConfigFile {
     pub(crate) images: Images,
     /// Builds of images.
     pub(crate) builds: Builds,
+    /// The network of sandboxes.
+    pub(crate) network: Network,
     /// The driver of Linux sandboxes.
     pub(crate) linux: Linux,
     /// Logging.
@@ -394,6 +398,7 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
         // Known once the data directory is open.
         scratch_dir: PathBuf::new(),
         builds: builds_of(&file.builds)?,
+        network: file.network.settings()?,
     })
 }
 
