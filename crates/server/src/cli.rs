@@ -4,6 +4,7 @@ mod build;
 mod catalogue;
 mod image;
 mod key;
+mod network;
 mod port;
 mod registry;
 mod sandbox;
@@ -13,6 +14,7 @@ pub(crate) use build::*;
 pub(crate) use catalogue::*;
 pub(crate) use image::*;
 pub(crate) use key::*;
+pub(crate) use network::*;
 pub(crate) use port::*;
 pub(crate) use registry::*;
 pub(crate) use sandbox::*;
@@ -114,6 +116,9 @@ pub(crate) enum Command {
     Events(Events),
     /// Show what a sandbox uses
     Stats(One),
+    /// Show and change what a sandbox may reach
+    #[command(subcommand)]
+    Network(Network),
     /// Manage pools of ready sandboxes
     #[command(subcommand)]
     Pool(Pool),
@@ -292,6 +297,24 @@ mod tests {
         assert!(parse("sandbank pool scale p").is_err());
         assert!(parse("sandbank pool scale p 3").is_ok());
         assert!(parse("sandbank pool scale p --max 3").is_ok());
+    }
+
+    #[test]
+    fn a_policy_is_given_in_options_or_in_a_file() {
+        for right in [
+            "network set ID --no-internet --allow packages.example.com:443 --allow 10.0.0.0/8 --deny *:25",
+            "network set ID --file policy.json",
+            "network set ID",
+            "claim base --no-internet",
+            "run base --allow packages.example.com -- true",
+            "pool create p --image host --replicas 1 --deny *:25",
+            "template create t --image host --no-internet",
+        ] {
+            assert!(parse(&format!("sandbank {right}")).is_ok(), "{right}");
+        }
+        for wrong in ["network set", "network set ID --file p --no-internet", "network set ID --allow", "network show"] {
+            assert_eq!(parse(&format!("sandbank {wrong}")).unwrap_err().exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

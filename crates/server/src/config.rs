@@ -1,6 +1,7 @@
 //! What an installation may set: a TOML file, the environment and the command line, in this order of weight.
 
 mod images;
+mod network;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
 use images::Images;
+use network::Network;
 use ports::Ports;
 
 /// Where the server listens unless told otherwise.
@@ -68,6 +70,8 @@ pub(crate) struct ConfigFile {
     pub(crate) builds: Builds,
     /// Names of sandboxes' ports.
     pub(crate) ports: Ports,
+    /// The network of sandboxes.
+    pub(crate) network: Network,
     /// The driver of Linux sandboxes.
     pub(crate) linux: Linux,
     /// Logging.
@@ -401,6 +405,7 @@ fn settings_of(file: &ConfigFile) -> Result<Settings> {
         // Known once the data directory is open.
         scratch_dir: PathBuf::new(),
         builds: builds_of(&file.builds)?,
+        network: file.network.settings()?,
     })
 }
 

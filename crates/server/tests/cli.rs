@@ -182,6 +182,37 @@ fn pause_resume_renew_and_expiry_do_what_they_say() {
 }
 
 #[test]
+fn what_a_sandbox_may_reach_is_shown_and_changed() {
+    if !can_run() {
+        return;
+    }
+    let server = Server::start();
+    server.pool("base", 2);
+    let id = server.claim("base");
+    // A closed policy holds with every driver, whether it gives sandboxes a network or not.
+    let closed = server.words(&["network", "set", &id, "--no-internet"]).ok();
+    assert!(closed.contains("internet  no"), "{closed}");
+    let shown = server.json(&format!("network show {id}"));
+    assert_eq!(shown["network"]["internet"], false);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.json");
+    std::fs::write(&file, shown.to_string()).unwrap();
+    server.words(&["network", "set", &id, "--file", file.to_str().unwrap()]).ok();
+    let events = server.json(&format!("events {id}"));
+    let changed = events["items"].as_array().unwrap().iter().filter(|event| event["type"] == "network-changed").count();
+    assert_eq!(changed, 2, "{events}");
+    let refused = server.words(&["network", "set", &id, "--allow", "packages.example.com", "--allow", "10.0.0.0/33"]).fails(1);
+    assert!(refused.contains("network.allow[1]") && refused.contains("10.0.0.0/33"), "{refused}");
+    server.words(&["network", "show", "01890000-0000-7000-8000-000000000000"]).fails(1);
+    server.words(&["run", "base", "--no-internet", "--", "true"]).ok();
+    server.words(&["template", "create", "closed", "--image", "host", "--no-internet"]).ok();
+    assert_eq!(server.json("template show closed")["template"]["spec"]["network"]["internet"], false);
+    server.words(&["pool", "create", "shut", "--image", "host", "--replicas", "0", "--no-internet"]).ok();
+    assert_eq!(server.json("pool show shut")["template"]["network"]["internet"], false);
+    server.finish();
+}
+
+#[test]
 fn what_a_sandbox_changed_becomes_an_image() {
     if !can_run() {
         return;

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{LeaseArgs, Named, ProcessArgs, ResourceArgs};
+use super::{LeaseArgs, Named, NetworkArgs, ProcessArgs, ResourceArgs};
 
 /// `pool …`.
 #[derive(Debug, Subcommand)]
@@ -53,6 +53,8 @@ pub(crate) struct PoolCreate {
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) lease: LeaseArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 }
 
 /// Options of `pool scale`.
@@ -111,6 +113,8 @@ pub(crate) struct TemplateCreate {
     pub(crate) resources: ResourceArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Program started once in each sandbox
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{LeaseArgs, ProcessArgs, StdioArgs};
+use super::{LeaseArgs, NetworkArgs, ProcessArgs, StdioArgs};
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -21,6 +21,8 @@ pub(crate) struct Run {
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) lease: LeaseArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
@@ -34,6 +36,8 @@ pub(crate) struct ClaimArgs {
     pub(crate) pool: String,
     #[command(flatten)]
     pub(crate) lease: LeaseArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Your own words about it; may be repeated
     #[arg(short = 'm', long = "metadata", value_name = "NAME=VALUE")]
     pub(crate) metadata: Vec<String>,

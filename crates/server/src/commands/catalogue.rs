@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{put, put_process, put_resources};
+use super::{put, put_network, put_process, put_resources};
 use crate::cli::{Template, TemplateCreate};
 use crate::client::{Client, encode_segment};
 use crate::failure::{Failure, Result};
@@ -48,6 +48,7 @@ fn template_body(options: &TemplateCreate) -> Result<Value> {
     put(&mut body, "command", (!options.command.is_empty()).then_some(&options.command));
     put_resources(&mut body, &options.resources);
     put_process(&mut body, &options.process)?;
+    put_network(&mut body, &options.network);
     Ok(body)
 }
 

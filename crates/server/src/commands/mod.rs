@@ -8,6 +8,7 @@ mod env;
 mod events;
 mod images;
 mod keys;
+mod network;
 mod pools;
 mod ports;
 mod pull;
@@ -20,7 +21,7 @@ pub(crate) use env::quoted;
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::{Cli, Command, LeaseArgs, OnExpiry, ProcessArgs, ResourceArgs};
+use crate::cli::{Cli, Command, LeaseArgs, NetworkArgs, OnExpiry, ProcessArgs, ResourceArgs};
 use crate::client::Client;
 use crate::failure::{Failure, Result};
 use crate::serve;
@@ -66,6 +67,7 @@ fn client_command(global: &crate::cli::Global, command: Command) -> Result<u8> {
             Command::Port(command) => ports::port(&find()?, command, json).await,
             Command::Events(options) => events::events(&find()?, &options, json).await,
             Command::Stats(one) => sandboxes::stats(&find()?, &one.id, json).await,
+            Command::Network(command) => network::run(&find()?, command, json).await,
             Command::Pool(command) => pools::run(&find()?, command, json).await,
             Command::Template(command) => catalogue::template(&find()?, command, json).await,
             Command::Registry(command) => registries::run(&find()?, command, json).await,
@@ -109,6 +111,11 @@ fn on_expiry(action: OnExpiry) -> &'static str {
         OnExpiry::Pause => "pause",
         OnExpiry::Keep => "keep",
     }
+}
+
+/// Adds what a sandbox may reach, where options say it.
+fn put_network(body: &mut Value, network: &NetworkArgs) {
+    put(body, "network", network::policy(network));
 }
 
 /// Adds resources.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{on_expiry, put, put_process, put_resources};
+use super::{on_expiry, put, put_network, put_process, put_resources};
 use crate::cli::{Pool, PoolCreate, PoolScale};
 use crate::client::{Client, encode_segment};
 use crate::failure::Result;
@@ -54,6 +54,7 @@ fn create_body(options: &PoolCreate) -> Result<Value> {
     put(&mut body, "maxReplicas", options.max);
     put_resources(&mut body, &options.resources);
     put_process(&mut body, &options.process)?;
+    put_network(&mut body, &options.network);
     put(&mut body, "timeout", options.lease.timeout.as_ref());
     put(&mut body, "onExpiry", options.lease.on_expiry.map(on_expiry));
     // The one default that AgentBox's contract knows has its place there (native.md §8).

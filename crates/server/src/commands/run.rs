@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{pairs, put_lease, put_process};
+use super::{pairs, put_lease, put_network, put_process};
 use crate::cli::{self, ProcessArgs, StdioArgs};
 use crate::client::exec::{self, Exec};
 use crate::client::{Client, encode_segment};
@@ -43,6 +43,7 @@ pub(crate) async fn run(client: &Client, options: cli::Run) -> Result<u8> {
         }
     }
     put_lease(&mut body, &options.lease);
+    put_network(&mut body, &options.network);
     if own_lease {
         body["timeout"] = json!(LEASE);
     }

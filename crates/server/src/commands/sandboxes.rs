@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{pairs, put, put_lease};
+use super::{pairs, put, put_lease, put_network};
 use crate::cli::{ClaimArgs, Commit, Ps, Renew};
 use crate::client::{Client, encode_query, encode_segment};
 use crate::failure::{Failure, Result};
@@ -26,6 +26,7 @@ pub(crate) enum Act {
 pub(crate) async fn claim(client: &Client, options: ClaimArgs, json: bool) -> Result<()> {
     let mut body = json!({ "poolName": options.pool });
     put_lease(&mut body, &options.lease);
+    put_network(&mut body, &options.network);
     let metadata = pairs("the metadata", &options.metadata)?;
     put(&mut body, "metadata", (!metadata.is_empty()).then_some(metadata));
     let env = pairs("the environment variable", &options.env)?;
@@ -134,6 +135,8 @@ pub(crate) async fn stats(client: &Client, id: &str, json: bool) -> Result<()> {
         ("disk", size("diskUsedBytes"), size("diskLimitBytes")),
         ("processes", field(metrics, "pids"), field(metrics, "pidsLimit")),
         ("killed for memory", field(metrics, "oomKills"), "-".to_owned()),
+        ("network in", size("networkInBytes"), "-".to_owned()),
+        ("network out", size("networkOutBytes"), "-".to_owned()),
     ];
     output::table(&["", "USED", "LIMIT"], &rows.map(|(what, used, limit)| vec![what.to_owned(), used, limit]))
 }
