@@ -157,9 +157,12 @@ impl Backends {
                 *shared = Shared::Yes(host.clone(), address, two.clone());
                 Ok(Some(two))
             }
-            (Sender::One(sender), address) => {
+            (Sender::One(mut sender), address) => {
                 *shared = Shared::Never;
-                self.put_idle(Idle { host: host.clone(), address, sender });
+                // This request is the first to use it.
+                if sender.ready().await.is_ok() {
+                    self.put_idle(Idle { host: host.clone(), address, sender });
+                }
                 Ok(None)
             }
         }
