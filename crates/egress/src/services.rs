@@ -117,7 +117,8 @@ impl EgressServices {
         self.shared.usage.policy_changed(id);
     }
 
-    /// Stops taking connections, cuts those that there are, and returns when all tasks have ended.
+    /// Stops taking connections, cuts those that there are, and returns when their tasks have ended. Questions that are on their
+    /// way to DNS servers end by themselves, within the timeouts of the settings.
     pub async fn shutdown(self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
