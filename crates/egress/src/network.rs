@@ -65,7 +65,8 @@ pub struct RequestTarget<'a> {
     pub host: &'a str,
     /// The port on the outside.
     pub port: u16,
-    /// The path, without the query.
+    /// The path as the sandbox sent it, without the query. Nothing is resolved in it: `/v1/../admin` and `%2e%2e` stand as they
+    /// are, and a rule that goes by paths must not take them for what they look like.
     pub path: &'a str,
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sandbank_model::SandboxId;
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) usage: Usage,
     pub(crate) outside: Outside,
     pub(crate) stop: CancellationToken,
+    /// Whether it was said that an authority is missing.
+    pub(crate) authority_missed: AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -90,6 +93,7 @@ impl EgressServices {
             outside: Outside::new(&settings)?,
             settings,
             stop: CancellationToken::new(),
+            authority_missed: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         });
         for socket in sockets.dns_udp {
@@ -113,7 +117,8 @@ impl EgressServices {
         self.shared.usage.policy_changed(id);
     }
 
-    /// Stops taking connections, cuts those that there are, and returns when all tasks have ended.
+    /// Stops taking connections, cuts those that there are, and returns when their tasks have ended. Questions that are on their
+    /// way to DNS servers end by themselves, within the timeouts of the settings.
     pub async fn shutdown(self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();

@@ -14,8 +14,8 @@ pub(crate) fn upstream(took: Duration) {
     histogram!("sandbank_egress_upstream_seconds").record(took.as_secs_f64());
 }
 
-/// What became of a connection to the proxy: `passed`, `ended` (its TLS), `served` (HTTP), `denied`, `failed`, `limited` or
-/// `unknown`.
+/// What became of a connection to the proxy: `passed`, `ended` (its TLS), `served` (HTTP), `denied`, `failed`, `limited`,
+/// `unknown` (whose it is), `idle`, `revoked` or `stopped`.
 pub(crate) fn connection(kind: &'static str, outcome: &'static str) {
     counter!("sandbank_egress_connections_total", "kind" => kind, "outcome" => outcome).increment(1);
 }

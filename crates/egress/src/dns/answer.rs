@@ -48,10 +48,6 @@ impl Reply {
     fn empty(code: ResponseCode, outcome: &'static str) -> Self {
         Self { code, records: Vec::new(), authority: None, outcome }
     }
-
-    fn denied() -> Self {
-        Self::empty(ResponseCode::NXDomain, "denied")
-    }
 }
 
 /// Answers `packet`, or `None` where silence is the right answer.
@@ -119,7 +115,7 @@ async fn answer(network: &dyn SandboxNetwork, resolver: &Arc<Resolver>, question
     }
     if network.name_verdict(&name, None, None) == Verdict::Deny {
         network.denied(&Denied { name: Some(name), port: None, why: DeniedWhy::Policy });
-        return Reply::denied();
+        return Reply::empty(ResponseCode::NXDomain, "denied");
     }
     if is_inside_address(network, question, &name) {
         return Reply::empty(ResponseCode::NXDomain, "refused");
@@ -156,6 +152,7 @@ fn loopback(question: &Query) -> Reply {
 /// Applies the policy to what a name resolved to, and opens what is left.
 async fn checked(network: &dyn SandboxNetwork, name: &str, kind: RecordType, answer: &Answer) -> Reply {
     let life = answer.life(Instant::now());
+    let ttl = u32::try_from(life.as_secs()).unwrap_or(u32::MAX);
     let mut kept = Vec::new();
     let mut addresses = Vec::new();
     let mut refused = None;
@@ -171,17 +168,21 @@ async fn checked(network: &dyn SandboxNetwork, name: &str, kind: RecordType, ans
             addresses.push(address);
         }
         let mut record = record.clone();
-        record.ttl = u32::try_from(life.as_secs()).unwrap_or(u32::MAX);
+        record.ttl = ttl;
         kept.push(record);
     }
     if let (Some(address), true) = (refused, addresses.is_empty()) {
         network.denied(&Denied { name: Some(name.to_owned()), port: None, why: DeniedWhy::Address(address) });
-        return Reply::denied();
+        // Not that the name is not there: some clients would then not take its addresses of the other family either.
+        return Reply::empty(ResponseCode::NoError, "denied");
     }
     if matches!(kind, RecordType::A | RecordType::AAAA) && !open(network, name, &addresses, life).await {
         return Reply::empty(ResponseCode::ServFail, "failed");
     }
-    let authority = kept.is_empty().then(|| answer.authority.clone()).flatten();
+    let authority = answer.authority.clone().filter(|_| kept.is_empty()).map(|mut record| {
+        record.ttl = ttl;
+        record
+    });
     Reply { code: answer.code, records: kept, authority, outcome: "answered" }
 }
 

@@ -57,7 +57,6 @@ impl Upstream {
     pub(crate) async fn ask(&self, name: &Name, kind: RecordType) -> Result<Message, Failure> {
         let servers = self.servers.lock().now(Instant::now());
         if servers.is_empty() {
-            tracing::warn!("no DNS server is known: name one in the settings or in resolv.conf");
             return Err(Failure("no DNS server is known"));
         }
         let mut last = Failure("no DNS server answered in time");
@@ -83,8 +82,11 @@ impl Servers {
     /// The servers as they are now. The file is small and local; it is looked at once a second at most.
     fn now(&mut self, now: Instant) -> Vec<SocketAddr> {
         let due = self.checked.is_none_or(|checked| now.saturating_duration_since(checked) >= FILE_CHECK_INTERVAL);
-        if let (Some((path, read)), true) = (&mut self.file, due) {
-            self.checked = Some(now);
+        if !due {
+            return self.known.clone();
+        }
+        self.checked = Some(now);
+        if let Some((path, read)) = &mut self.file {
             let changed =
                 std::fs::metadata(&*path).ok().filter(|meta| meta.len() <= FILE_BYTES_MAX).and_then(|m| m.modified().ok());
             if changed.is_some()
@@ -94,6 +96,9 @@ impl Servers {
                 self.known = nameservers(&text);
                 *read = changed;
             }
+        }
+        if self.known.is_empty() {
+            tracing::warn!("no DNS server is known: name one in the settings or in resolv.conf");
         }
         self.known.clone()
     }

@@ -90,11 +90,11 @@ pub(super) struct Backends {
     scheme: Scheme,
     idle: Mutex<Vec<Idle>>,
     /// Held while it is made, so that many requests at once make one.
-    two: tokio::sync::Mutex<Shared>,
+    two: tokio::sync::Mutex<Together>,
 }
 
 /// Whether requests can share a connection, and which.
-enum Shared {
+enum Together {
     Unknown,
     Never,
     Yes(Host, IpAddr, Two),
@@ -106,7 +106,7 @@ impl Backends {
             connection: Arc::clone(connection),
             scheme,
             idle: Mutex::new(Vec::new()),
-            two: tokio::sync::Mutex::new(Shared::Unknown),
+            two: tokio::sync::Mutex::new(Together::Unknown),
         })
     }
 
@@ -146,20 +146,23 @@ impl Backends {
     async fn shared(self: &Arc<Self>, network: &dyn SandboxNetwork, host: &Host) -> Result<Option<Two>, Refusal> {
         let mut shared = self.two.lock().await;
         match &*shared {
-            Shared::Never => return Ok(None),
-            Shared::Yes(known, address, two) if known == host && !two.is_closed() && self.good(network, host, *address) => {
+            Together::Never => return Ok(None),
+            Together::Yes(known, address, two) if known == host && !two.is_closed() && self.good(network, host, *address) => {
                 return Ok(Some(two.clone()));
             }
-            Shared::Yes(..) | Shared::Unknown => {}
+            Together::Yes(..) | Together::Unknown => {}
         }
         match self.dial(network, host, true).await.map_err(|error| Refusal::Dial { host: host.text(), error })? {
             (Sender::Two(two), address) => {
-                *shared = Shared::Yes(host.clone(), address, two.clone());
+                *shared = Together::Yes(host.clone(), address, two.clone());
                 Ok(Some(two))
             }
-            (Sender::One(sender), address) => {
-                *shared = Shared::Never;
-                self.put_idle(Idle { host: host.clone(), address, sender });
+            (Sender::One(mut sender), address) => {
+                *shared = Together::Never;
+                // This request is the first to use it.
+                if sender.ready().await.is_ok() {
+                    self.put_idle(Idle { host: host.clone(), address, sender });
+                }
                 Ok(None)
             }
         }

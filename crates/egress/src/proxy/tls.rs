@@ -1,6 +1,7 @@
 //! Connections to TLS ports: passed on unread, or ended here where header fields are to be added.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -75,11 +76,14 @@ where
     let config = match connection.shared.settings.authority.as_ref().map(|authority| authority.server_config(name)) {
         Some(Ok(config)) => config,
         Some(Err(error)) => {
-            tracing::warn!(%name, %error, "header fields cannot be added: no certificate for the name");
+            tracing::debug!(%name, %error, "header fields cannot be added: no certificate for the name");
             return end(stream, INTERNAL_ERROR, "failed").await;
         }
         None => {
-            tracing::warn!(%name, "header fields cannot be added: the egress proxy has no certificate authority");
+            // Once: a sandbox can make it happen as often as it likes.
+            if !connection.shared.authority_missed.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%name, "header fields cannot be added: the egress proxy has no certificate authority");
+            }
             return end(stream, INTERNAL_ERROR, "failed").await;
         }
     };

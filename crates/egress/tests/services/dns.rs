@@ -137,7 +137,7 @@ async fn a_public_name_does_not_lead_inside() {
     let mapped = Behaviour::addresses("rebound.test", &["::ffff:10.0.0.1"], 30);
     world.upstream.set("rebound.test", RecordType::AAAA, mapped);
     let answer = ask(SANDBOX, world.dns, "rebound.test", RecordType::AAAA).await;
-    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
     let inside = DeniedWhy::Address("10.0.0.1".parse().unwrap());
     assert_eq!(world.network.denials(), [denied("rebound.test", inside)]);
 
@@ -145,7 +145,7 @@ async fn a_public_name_does_not_lead_inside() {
     let records = vec![alias("alias.test", "inside.corp.test", 30), address("inside.corp.test", "10.0.0.2", 30)];
     world.upstream.set("alias.test", RecordType::A, Behaviour::Records(records));
     let answer = a(&world, "alias.test").await;
-    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NXDomain, 0));
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
     let inside = DeniedWhy::Address("10.0.0.2".parse().unwrap());
     assert_eq!(world.network.denials().last(), Some(&denied("alias.test", inside)));
 }

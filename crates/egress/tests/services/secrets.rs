@@ -1,12 +1,16 @@
 //! Header fields that the proxy adds, and that the sandbox never sees.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
+use hyper::server;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandbank_egress::{CertificateAuthority, Denied, DeniedWhy, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -236,4 +240,35 @@ async fn a_websocket_carries_the_secret() {
     soon(stream.read_exact(&mut frame)).await.unwrap();
     assert_eq!(&frame, b"frame");
     assert!(soon(server).await.unwrap().contains(SECRET));
+}
+
+#[tokio::test]
+async fn trailers_pass_as_grpc_needs_them() {
+    let outside = Outside::new();
+    let config = outside.config(&["api.test"], &[H2]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (world, roots) = trusting(listener.local_addr().unwrap().port(), outside.pem.clone()).await;
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await.unwrap();
+        let service = service_fn(async |request: Request<Incoming>| {
+            let asked = request.into_body().collect().await.unwrap();
+            assert_eq!(asked.trailers().unwrap()["x-asked"], "1");
+            let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+            let frames = [Frame::data(asked.to_bytes()), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+            Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(frames))))
+        });
+        let _ = server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    });
+    let stream = tls(SANDBOX, world.tls, "api.test", &roots, &[H2]).await.unwrap();
+    let (mut sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(driver);
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-asked"), HeaderValue::from_static("1"))]);
+    let frames = [Frame::data(Bytes::from_static(b"message")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let request = Request::post("https://api.test/service/method").header("te", "trailers").body(body).unwrap();
+    let answer = soon(sender.send_request(request)).await.unwrap();
+    let answer = soon(answer.into_body().collect()).await.unwrap();
+    assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(&answer.to_bytes()[..], b"message");
 }
