@@ -365,6 +365,9 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The server ends. Sandboxes live on; what the machine keeps for them is taken back where there are none.
+    async fn close(&self) {}
+
     /// What happens to sandboxes without being asked. Can be taken once; `None` afterwards.
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>>;
 

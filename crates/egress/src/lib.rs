@@ -22,6 +22,6 @@ mod telemetry;
 pub use authority::{AuthorityError, CertificateAuthority};
 pub use hickory_proto::rr::RecordType;
 pub use http::{HeaderName, HeaderValue};
-pub use network::{Denied, DeniedWhy, Directory, OpenError, RequestTarget, SandboxNetwork, Scheme};
+pub use network::{Denied, DeniedWhy, Directory, HeadersError, OpenError, RequestTarget, SandboxNetwork, Scheme};
 pub use services::{EgressError, EgressServices, EgressSockets, ProxySocket};
 pub use settings::{EgressLimits, EgressSettings, Upstreams};

@@ -109,6 +109,13 @@ impl Usage {
         }
     }
 
+    /// Any policy may have changed.
+    pub(crate) fn policies_changed(&self) {
+        for record in self.sandboxes.lock().by_id.values() {
+            record.policy.send_replace(());
+        }
+    }
+
     /// Whether the sandbox may send one more query now.
     pub(crate) fn query_allowed(&self, sandbox: &SandboxUsage, now: Instant) -> bool {
         sandbox.bucket.lock().take(now, &self.limits)

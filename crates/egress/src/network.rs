@@ -39,18 +39,21 @@ pub trait SandboxNetwork: Send + Sync {
     /// The groups of names that `name` belongs to: its addresses are opened for these.
     fn groups_of(&self, name: &str) -> Vec<NameGroup>;
 
-    /// Opens addresses. When it returns they are in force: the answer leaves after it.
+    /// Opens addresses that were answered for `name`. When it returns they are in force: the answer leaves after it.
     ///
     /// # Errors
     /// The addresses are not open; the sandbox is told that the name could not be resolved.
-    async fn open(&self, addresses: Vec<NamedAddress>) -> Result<(), OpenError>;
+    async fn open(&self, name: &str, addresses: Vec<NamedAddress>) -> Result<(), OpenError>;
 
     /// Whether header fields are added to requests for `host`. Its TLS connections are then ended at the proxy.
     fn touches_headers(&self, host: &str) -> bool;
 
     /// The header fields to add to one request. They replace fields of the same name that the sandbox sent. The values are
     /// secrets: they are marked as sensitive before use and are never logged.
-    fn headers_for(&self, target: &RequestTarget<'_>) -> Vec<(HeaderName, HeaderValue)>;
+    ///
+    /// # Errors
+    /// A value cannot be had: the request must not go out without it.
+    fn headers_for(&self, target: &RequestTarget<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, HeadersError>;
 
     /// Something was refused by the policy. It is called once for each refusal: whoever makes events of them limits their rate.
     fn denied(&self, denied: &Denied);
@@ -102,6 +105,11 @@ pub enum DeniedWhy {
     /// A request inside a connection for one name was for another, which is returned here.
     OtherHost,
 }
+
+/// Header fields that the policy adds could not be had. The text must not show any of them.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct HeadersError(pub String);
 
 /// Addresses could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -117,6 +117,11 @@ impl EgressServices {
         self.shared.usage.policy_changed(id);
     }
 
+    /// As [`policy_changed`](Self::policy_changed), of all sandboxes: for who does not know which.
+    pub fn policies_changed(&self) {
+        self.shared.usage.policies_changed();
+    }
+
     /// Stops taking connections, cuts those that there are, and returns when their tasks have ended. Questions that are on their
     /// way to DNS servers end by themselves, within the timeouts of the settings.
     pub async fn shutdown(self) {

@@ -48,7 +48,7 @@ fn failure() -> Failure {
 }
 
 /// One of each command, in the order of the table's columns.
-fn commands(now: Timestamp) -> [Command; 14] {
+fn commands(now: Timestamp) -> [Command; 15] {
     [
         Command::MarkReady(handle()),
         Command::MarkReadyClaimed(handle(), Box::new(lease(now, None, None))),

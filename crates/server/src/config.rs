@@ -240,6 +240,8 @@ pub(crate) struct Config {
     pub(crate) connections_max: usize,
     /// Rest between two looks at how much every sandbox has written.
     pub(crate) disk_watch_period: Duration,
+    /// Whether sandboxes have a network, where the machine lets us make one.
+    pub(crate) network: bool,
     /// Domains that ports have names under.
     pub(crate) port_domains: Vec<String>,
     /// Logging.
@@ -272,6 +274,7 @@ impl Config {
             cluster: file.cluster,
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,
             disk_watch_period: duration("linux.disk_watch_period", &file.linux.disk_watch_period)?,
+            network: file.network.enabled,
             port_domains: file.ports.domains()?,
             log: file.log,
             settings,

@@ -103,6 +103,22 @@ impl DataDir {
         Ok(SecretKey::new(random))
     }
 
+    /// What a file of this name holds, which others may not read; `None` when there is none.
+    pub(crate) fn private(&self, name: &str) -> Result<Option<String>> {
+        let path = self.path.join(name);
+        let text = read_small(&path).map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))?;
+        if text.is_some() {
+            tighten(&path, name)?;
+        }
+        Ok(text)
+    }
+
+    /// Keeps a file that others may not read.
+    pub(crate) fn keep_private(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.path.join(name);
+        write_private(&path, text.as_bytes()).map_err(|error| Failure::new(format!("cannot keep {}: {error}", path.display())))
+    }
+
     /// An empty directory for files on their way through: what an earlier server left in it is removed.
     pub(crate) fn scratch(&self) -> Result<PathBuf> {
         let path = self.path.join("scratch");

@@ -7,9 +7,13 @@ use parking_lot::{Mutex, RwLock};
 use sandbank_model::{
     Cidr, Floor, Flow, HeaderSecret, NameGroup, NameGroups, NetworkPlan, NetworkPolicy, SandboxId, TenantId, Verdict,
 };
+use tokio::sync::broadcast;
 
 use super::denied::Denials;
+use super::opened::Opened;
 
+/// Changes that a slow listener may fall behind.
+const CHANGES_KEPT: usize = 1024;
 /// Forgotten policies that the memory of compiled ones may hold beyond those in use.
 const STALE_MAX: usize = 64;
 
@@ -88,6 +92,8 @@ pub(super) struct Entry {
     /// Held for writing while the driver is told another plan, for reading while it is told addresses: those of one policy are never
     /// opened under another.
     pub(super) gate: Arc<tokio::sync::RwLock<()>>,
+    /// What was opened for names.
+    pub(super) opened: Arc<Opened>,
 }
 
 /// All live sandboxes' networks. An entry comes with a sandbox's making or adoption and goes with its end.
@@ -98,6 +104,8 @@ pub(crate) struct Networks {
     /// By the address of the policy: thousands of sandboxes of a pool share one.
     compiled: Mutex<HashMap<usize, Weak<Compiled>>>,
     pub(super) denied: Mutex<HashMap<SandboxId, Denials>>,
+    /// Hears whose policy changed or ended.
+    changes: broadcast::Sender<SandboxId>,
 }
 
 impl Networks {
@@ -107,6 +115,7 @@ impl Networks {
             entries: RwLock::default(),
             compiled: Mutex::default(),
             denied: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
         }
     }
 
@@ -137,7 +146,7 @@ impl Networks {
         match entries.get_mut(&id) {
             Some(entry) => entry.active = active,
             None => {
-                entries.insert(id, Entry { active, gate: Arc::default() });
+                entries.insert(id, Entry { active, gate: Arc::default(), opened: Arc::default() });
             }
         }
     }
@@ -147,11 +156,18 @@ impl Networks {
         if let Some(entry) = self.entries.write().get_mut(&id) {
             entry.active = active;
         }
+        // Nobody may be listening.
+        let _ = self.changes.send(id);
+    }
+
+    pub(super) fn changes(&self) -> broadcast::Receiver<SandboxId> {
+        self.changes.subscribe()
     }
 
     /// The sandbox has ended: nothing is allowed any more.
     pub(crate) fn remove(&self, id: SandboxId) {
         self.entries.write().remove(&id);
+        let _ = self.changes.send(id);
     }
 
     #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod denied;
 mod directory;
+mod opened;
 mod sealing;
 
 pub use directory::ActiveNetwork;
@@ -58,9 +59,21 @@ impl Control {
         self.inner.networks.get(id).map(|entry| entry.active)
     }
 
-    /// Tells a sandbox's driver of addresses that were answered for names, if `network` is still what the sandbox may reach: `false`
+    /// Whose policy changed or ended, from now on. Who falls behind misses some.
+    #[must_use]
+    pub fn network_changes(&self) -> tokio::sync::broadcast::Receiver<SandboxId> {
+        self.inner.networks.changes()
+    }
+
+    /// Tells a sandbox's driver of addresses that were answered for `name`, if `network` is still what the sandbox may reach: `false`
     /// when it is not, and nothing was opened. Then the groups of its names must be asked for again.
-    pub async fn network_open(&self, id: SandboxId, network: &Arc<ActiveNetwork>, addresses: Vec<NamedAddress>) -> Result<bool> {
+    pub async fn network_open(
+        &self,
+        id: SandboxId,
+        network: &Arc<ActiveNetwork>,
+        name: &str,
+        addresses: Vec<NamedAddress>,
+    ) -> Result<bool> {
         let inner = &self.inner;
         let Some(entry) = inner.networks.get(id) else { return Ok(false) };
         let _told = entry.gate.read().await;
@@ -69,8 +82,9 @@ impl Control {
             return Ok(false);
         }
         let Some(sandbox) = inner.store.sandbox_get(id).await? else { return Ok(false) };
-        let opened = inner.driver(&sandbox.driver)?.open_names(id, addresses);
-        in_time(opened).await?;
+        let noted = addresses.clone();
+        in_time(inner.driver(&sandbox.driver)?.open_names(id, addresses)).await?;
+        entry.opened.note(name, &noted, inner.now());
         Ok(true)
     }
 
@@ -217,13 +231,15 @@ impl Inner {
         let policy = self.network_view(sandbox).await?.policy;
         let active = Arc::new(self.networks.compile(sandbox.tenant, &policy));
         let plan = active.plan().clone();
-        let gate = self.networks.get(sandbox.id).map(|entry| entry.gate);
-        let _told = match &gate {
-            Some(gate) => Some(gate.write().await),
+        let entry = self.networks.get(sandbox.id);
+        let _told = match &entry {
+            Some(entry) => Some(entry.gate.write().await),
             None => None,
         };
+        // What is open stays open, as far as this policy opens its name too.
+        let named = entry.as_ref().map(|entry| entry.opened.living(self.now(), |name| active.groups_of(name)));
         self.networks.replace(sandbox.id, active);
-        let set = in_time(driver.set_network(Target { id: sandbox.id, handle: &handle }, plan, Vec::new())).await;
+        let set = in_time(driver.set_network(Target { id: sandbox.id, handle: &handle }, plan, named.unwrap_or_default())).await;
         if let Err(DriverError::Gone { .. }) = &set {
             self.fail(sandbox.id, FailureReason::AgentDied, "the driver no longer has it").await?;
         }

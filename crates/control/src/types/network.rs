@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sandbank_model::{Cidr, NetworkPolicy};
+use sandbank_model::{Cidr, Floor, NetworkPlan, NetworkPolicy};
 use zeroize::Zeroizing;
 
 /// A policy as a request gives it: the values of injected headers are still readable.
@@ -42,6 +42,14 @@ pub struct NetworkSettings {
     pub default_policy: Arc<NetworkPolicy>,
     /// Ranges that are denied to everybody elsewhere (private ones, say) and of which policies decide here.
     pub allow_private: Vec<Cidr>,
+}
+
+impl NetworkSettings {
+    /// What the driver enforces where nobody says anything.
+    #[must_use]
+    pub fn default_plan(&self) -> NetworkPlan {
+        self.default_policy.plan(&Floor::new(&self.allow_private))
+    }
 }
 
 /// Who said what a sandbox may reach.

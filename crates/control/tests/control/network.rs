@@ -423,16 +423,18 @@ async fn addresses_are_opened_for_the_policy_that_they_were_asked_for() {
     let address: IpAddr = "20.0.0.1".parse().unwrap();
     let opened = |group| vec![NamedAddress { group, address, life: Duration::from_secs(60) }];
     let group = active.groups_of("b.example")[0];
-    assert!(world.control.network_open(id, &active, opened(group)).await.unwrap());
+    assert!(world.control.network_open(id, &active, "api.example.com", opened(group)).await.unwrap());
     assert_eq!(world.faults.opened(id), opened(NameGroup(1)));
     // Under the next policy the same number means other ports.
     world.control.network_update(&user, id, request(false, &["c.example", "d.example:22"], &[])).await.unwrap();
-    assert!(!world.control.network_open(id, &active, opened(group)).await.unwrap());
+    assert!(!world.control.network_open(id, &active, "api.example.com", opened(group)).await.unwrap());
     assert_eq!(world.faults.opened(id).len(), 1);
     let flow = Flow { address, port: 443, transport: Some(Transport::Tcp) };
     let now = world.control.network_of(id).unwrap();
     assert_eq!((now.verdict(Some("c.example"), &flow), now.verdict(Some("a.example"), &flow)), (Verdict::Allow, Verdict::Deny));
-    assert!(!world.control.network_open(SandboxId::new(world.control.now(), [9; 10]), &now, vec![]).await.unwrap());
+    assert!(
+        !world.control.network_open(SandboxId::new(world.control.now(), [9; 10]), &now, "api.example.com", vec![]).await.unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

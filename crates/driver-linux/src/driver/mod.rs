@@ -186,14 +186,7 @@ impl Drop for LinuxDriver {
         for watcher in &self.watchers {
             watcher.abort();
         }
-        for live in self.shared.live().values() {
-            live.stop_watching();
-        }
-        if let Some(network) = self.shared.host_network.as_ref().filter(|_| self.shared.live().is_empty()) {
-            network.release();
-        }
-        self.shared.cgroup_stock.close();
-        self.shared.cgroups.remove_empty();
+        self.shared.tidy_up();
     }
 }
 
@@ -294,6 +287,18 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Shared {
+    /// Takes back what the machine keeps for sandboxes, where there are none. Safe to repeat.
+    fn tidy_up(&self) {
+        for live in self.live().values() {
+            live.stop_watching();
+        }
+        if let Some(network) = self.host_network.as_ref().filter(|_| self.live().is_empty()) {
+            network.release();
+        }
+        self.cgroup_stock.close();
+        self.cgroups.remove_empty();
+    }
+
     fn live(&self) -> MutexGuard<'_, HashMap<SandboxId, Arc<Live>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -488,6 +493,10 @@ impl Driver for LinuxDriver {
         let home = self.shared.network_home.as_ref()?;
         let live = self.shared.get(target.id).ok()?;
         dial::dial(home.as_fd(), &live, port).await
+    }
+
+    async fn close(&self) {
+        self.shared.tidy_up();
     }
 
     fn events(&self) -> Option<mpsc::Receiver<DriverEvent>> {

@@ -194,7 +194,7 @@ async fn open(network: &dyn SandboxNetwork, name: &str, addresses: &[IpAddr], li
     }
     let life = life + OPEN_GRACE;
     let each = |group| addresses.iter().map(move |address| NamedAddress { group, address: *address, life });
-    match timeout(OPEN_TIMEOUT, network.open(groups.into_iter().flat_map(each).collect())).await {
+    match timeout(OPEN_TIMEOUT, network.open(name, groups.into_iter().flat_map(each).collect())).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             tracing::warn!(sandbox = %network.id(), %name, %error, "addresses of a name could not be opened");

@@ -3,7 +3,7 @@
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::network::{RequestTarget, SandboxNetwork};
+use crate::network::{HeadersError, RequestTarget, SandboxNetwork};
 
 /// Fields that concern one connection only (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [HeaderName; 10] = [
@@ -52,7 +52,12 @@ pub(super) fn strip(headers: &mut HeaderMap, websocket: bool) {
 
 /// Readies a request's fields for the outside: `host` is what was checked, and the secrets of the policy replace what the sandbox
 /// sent under their names.
-pub(super) fn prepare(parts: &mut Parts, network: &dyn SandboxNetwork, target: &RequestTarget<'_>, host: &str) {
+pub(super) fn prepare(
+    parts: &mut Parts,
+    network: &dyn SandboxNetwork,
+    target: &RequestTarget<'_>,
+    host: &str,
+) -> Result<(), HeadersError> {
     let websocket = is_websocket(&parts.headers);
     strip(&mut parts.headers, websocket);
     // hyper answers `100 Continue` itself once the body is read.
@@ -67,7 +72,7 @@ pub(super) fn prepare(parts: &mut Parts, network: &dyn SandboxNetwork, target: &
     if let Ok(host) = HeaderValue::from_str(host) {
         parts.headers.insert(header::HOST, host);
     }
-    let secrets = network.headers_for(target);
+    let secrets = network.headers_for(target)?;
     for (name, _) in &secrets {
         parts.headers.remove(name);
     }
@@ -75,6 +80,7 @@ pub(super) fn prepare(parts: &mut Parts, network: &dyn SandboxNetwork, target: &
         value.set_sensitive(true);
         parts.headers.append(name, value);
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ pub(super) enum Refusal {
     /// Nobody answers there.
     #[error("the host {host:?} could not be reached for this sandbox: {error}")]
     Dial { host: String, error: DialError },
+    /// What the policy adds to it cannot be had.
+    #[error("the request for {host:?} was not sent: the headers that the sandbox's network policy adds to it cannot be had")]
+    NoHeaders { host: String },
     /// It was reached and went away, or speaks nonsense.
     #[error("the host {host:?} did not answer the request: the connection to it broke")]
     Broken { host: String },
@@ -37,7 +40,7 @@ impl Refusal {
             Self::OtherHost { .. } => StatusCode::MISDIRECTED_REQUEST,
             Self::Denied { .. } | Self::Dial { error: DialError::Denied, .. } => StatusCode::FORBIDDEN,
             Self::Dial { error: DialError::Slow, .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Dial { .. } | Self::Broken { .. } => StatusCode::BAD_GATEWAY,
+            Self::Dial { .. } | Self::Broken { .. } | Self::NoHeaders { .. } => StatusCode::BAD_GATEWAY,
         }
     }
 

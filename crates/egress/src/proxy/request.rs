@@ -132,7 +132,10 @@ impl Requests {
         let path = parts.uri.path().to_owned();
         let target = RequestTarget { scheme: self.scheme, host: &text, port: port_on_outside, path: &path };
         let websocket = parts.version == Version::HTTP_11 && headers::is_websocket(&parts.headers);
-        headers::prepare(&mut parts, &*network, &target, &host.field(port));
+        if let Err(error) = headers::prepare(&mut parts, &*network, &target, &host.field(port)) {
+            tracing::warn!(sandbox = %network.id(), host = %text, %error, "a request was not sent for want of its headers");
+            return Err(Refusal::NoHeaders { host: text });
+        }
         let mut request = Request::from_parts(parts, body);
         let inside = websocket.then(|| hyper::upgrade::on(&mut request));
         let mut response = self.backends.send(&*network, &host, request).await?;

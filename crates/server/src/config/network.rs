@@ -9,9 +9,11 @@ use serde::Deserialize;
 use crate::failure::{Failure, Result};
 
 /// The network of sandboxes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Network {
+    /// Whether sandboxes have one besides loopback, where the machine lets us make one.
+    pub(crate) enabled: bool,
     /// Ranges that are closed to sandboxes everywhere else (private ones, link-local, reserved) and of which policies decide here.
     pub(crate) allow_private: Vec<String>,
     /// What sandboxes may reach that say nothing of it.
@@ -36,6 +38,12 @@ pub(crate) struct DefaultPolicy {
     pub(crate) connections: Option<u32>,
 }
 
+impl Default for Network {
+    fn default() -> Self {
+        Self { enabled: true, allow_private: Vec::new(), default_policy: DefaultPolicy::default() }
+    }
+}
+
 impl Default for DefaultPolicy {
     fn default() -> Self {
         let (allow, deny) = (Vec::new(), Vec::new());
@@ -46,7 +54,7 @@ impl Default for DefaultPolicy {
 impl Network {
     /// Checks it.
     pub(super) fn settings(&self) -> Result<NetworkSettings> {
-        let Self { allow_private, default_policy } = self;
+        let Self { enabled: _, allow_private, default_policy } = self;
         let cidr = |(at, text): (usize, &String)| -> Result<Cidr> {
             text.parse().map_err(|error: InvalidRule| Failure::new(format!("network.allow_private[{at}]: {error}")))
         };

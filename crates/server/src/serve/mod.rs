@@ -1,5 +1,6 @@
 //! `serve`: the server's life from configuration to the last connection.
 
+mod egress;
 mod listener;
 mod notify;
 mod signals;
@@ -145,6 +146,7 @@ async fn shut_down(connections: listener::Connections, parts: wiring::Parts) {
     }
     connections.drain(left(deadline) / 2).await;
     parts.background.shutdown(left(deadline) / 2).await;
+    parts.driver.close().await;
     match tokio::time::timeout(left(deadline), Arc::clone(&parts.store).close()).await {
         Ok(Ok(())) => tracing::info!("stopped"),
         Ok(Err(error)) => tracing::error!(%error, "the store did not close cleanly; what was answered is on disk"),

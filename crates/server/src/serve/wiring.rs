@@ -14,6 +14,7 @@ use sandbank_driver_linux::{LinuxConfig, LinuxDriver};
 use sandbank_http::{Gateway, GatewaySettings, by_host};
 use sandbank_store::{SqliteStore, Store};
 
+use super::egress;
 use super::system::{SystemClock, SystemEntropy};
 use super::telemetry;
 use crate::config::Config;
@@ -31,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) background: Background,
     /// To be closed at the end.
     pub(crate) store: Arc<dyn Store>,
+    /// As well.
+    pub(crate) driver: Arc<dyn Driver>,
 }
 
 /// Opens the store, starts the driver, takes over what an earlier server left, and starts the background work.
@@ -38,11 +41,17 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, 
     let metrics = telemetry::metrics()?;
     let database = data_dir.path().join("sandbank.db");
     let store: Arc<dyn Store> = Arc::new(open_store(database).await?);
-    let linux = LinuxConfig { disk_watch_period: config.disk_watch_period, ..LinuxConfig::new(data_dir.path()) };
+    let linux = LinuxConfig {
+        disk_watch_period: config.disk_watch_period,
+        network: config.network,
+        network_plan: config.settings.network.default_plan(),
+        ..LinuxConfig::new(data_dir.path())
+    };
     let driver = LinuxDriver::start(linux).await.map_err(|error| {
         Failure::new(format!("the Linux driver cannot start: {error}; `sandbank doctor` shows what this machine lacks"))
     })?;
-    let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(driver)];
+    let driver: Arc<dyn Driver> = Arc::new(driver);
+    let drivers = vec![Arc::clone(&driver)];
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
     let mut settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
     settings.builds.contexts_dir = Some(data_dir.path().join("contexts"));
@@ -50,10 +59,15 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, 
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
+    let authority = egress::authority(data_dir)?;
+    let changes = control.network_changes();
+    if let Some(services) = egress::start(&control, Arc::clone(&driver), authority).await? {
+        tokio::spawn(egress::follow(services, changes));
+    }
     let background = control.start();
     keep_up(metrics.clone());
     let router = routes(config, control, metrics);
-    Ok(Parts { router, background, store })
+    Ok(Parts { router, background, store, driver })
 }
 
 /// Opening reads the database and may migrate it: not on a thread that serves.

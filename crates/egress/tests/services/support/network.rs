@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sandbank_egress::{Denied, Directory, HeaderName, HeaderValue, OpenError, RequestTarget, SandboxNetwork};
+use sandbank_egress::{Denied, Directory, HeaderName, HeaderValue, HeadersError, OpenError, RequestTarget, SandboxNetwork};
 use sandbank_model::{NameGroup, NamedAddress, SandboxId, Transport, Verdict};
 use tokio::sync::Semaphore;
 
@@ -46,6 +46,8 @@ pub struct Rules {
     pub headers: Vec<(String, HeaderName, HeaderValue)>,
     /// Opening fails.
     pub open_fails: bool,
+    /// Header fields cannot be had.
+    pub headers_fail: bool,
 }
 
 pub struct TestNetwork {
@@ -108,7 +110,7 @@ impl SandboxNetwork for TestNetwork {
         self.rules.lock().groups.get(name).cloned().unwrap_or_default()
     }
 
-    async fn open(&self, addresses: Vec<NamedAddress>) -> Result<(), OpenError> {
+    async fn open(&self, _name: &str, addresses: Vec<NamedAddress>) -> Result<(), OpenError> {
         self.open_gate.acquire().await.unwrap().forget();
         if self.rules.lock().open_fails {
             return Err(OpenError("the set is full".to_owned()));
@@ -121,11 +123,14 @@ impl SandboxNetwork for TestNetwork {
         self.rules.lock().headers.iter().any(|(name, ..)| name == host)
     }
 
-    fn headers_for(&self, target: &RequestTarget<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    fn headers_for(&self, target: &RequestTarget<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, HeadersError> {
         self.targets.lock().push((target.host.to_owned(), target.path.to_owned()));
         let rules = self.rules.lock();
+        if rules.headers_fail {
+            return Err(HeadersError("they do not open".to_owned()));
+        }
         let of_host = rules.headers.iter().filter(|(host, ..)| host == target.host);
-        of_host.map(|(_, name, value)| (name.clone(), value.clone())).collect()
+        Ok(of_host.map(|(_, name, value)| (name.clone(), value.clone())).collect())
     }
 
     fn denied(&self, denied: &Denied) {
