@@ -9,7 +9,7 @@ use crate::support::{ADMIN, Server};
 fn policy() -> Value {
     json!({
         "internet": false,
-        "allow": ["PyPI.org:443", {"to": "20.1.0.0/16", "ports": [443, "8000-8100"], "transport": "tcp"},
+        "allow": ["Packages.Example.com:443", {"to": "20.1.0.0/16", "ports": [443, "8000-8100"], "transport": "tcp"},
                   {"to": "*.example.com", "except": ["evil.example.com"]}],
         "deny": ["1.2.3.4"],
         "headers": [{"hosts": ["packages.example.com"], "paths": ["/simple"], "set": {"Authorization": "Bearer hunter2"}}],

@@ -530,3 +530,31 @@ async fn a_pool_s_policy_is_changed_for_its_next_sandboxes() {
     world.claims_pause();
     eventually("it is the default", || async { warm().await == [Some(plan(&request(true, &[], &[])))] }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_waits_for_a_change_that_is_under_way() {
+    let world = World::new().await;
+    let user = world.owner("ann").await;
+    let id = world.control.create(&user, created_with(request(false, &["a.example:443"], &[]))).await.unwrap().sandbox.id;
+    let before = world.control.network_of(id).unwrap();
+    world.faults.hang(Method::SetNetwork, true);
+    let (control, caller) = (world.control.clone(), user.clone());
+    let update = tokio::spawn(async move { control.network_update(&caller, id, request(false, &["b.example:22"], &[])).await });
+    eventually("the driver was asked", || async { world.faults.calls().of(Method::SetNetwork) == 1 }).await;
+    // The next policy is known already, and not in force: its groups mean nothing to the driver yet.
+    let next = world.control.network_of(id).unwrap();
+    let named = |name: &str| {
+        vec![NamedAddress { group: next.groups_of(name)[0], address: "20.0.0.1".parse().unwrap(), life: Duration::from_secs(9) }]
+    };
+    {
+        let early = world.control.network_open(id, &next, named("b.example"));
+        tokio::pin!(early);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut early).await.is_err());
+        assert!(world.faults.opened(id).is_empty());
+        world.faults.hang(Method::SetNetwork, false);
+        assert!(early.await.unwrap());
+    }
+    update.await.unwrap().unwrap();
+    assert!(!world.control.network_open(id, &before, named("b.example")).await.unwrap());
+    assert_eq!(world.faults.opened(id).len(), 1);
+}
