@@ -79,7 +79,9 @@ impl Control {
         caller.require(Role::Member, "changing pools")?;
         check_annotations(&change.annotations)?;
         if is_empty(&change) {
-            return Err(Error::invalid("nothing to change: give replicas, minReplicas, maxReplicas, an image or autoscaling"));
+            return Err(Error::invalid(
+                "nothing to change: give replicas, minReplicas, maxReplicas, an image, a network or autoscaling",
+            ));
         }
         let inner = &self.inner;
         let pool = inner.pool_of(caller, name).await?;
@@ -88,7 +90,13 @@ impl Control {
             if pool.state == PoolState::Deleting {
                 return Err(Error::new(ErrorKind::State, format!("pool {:?} is being deleted", name.as_str())));
             }
-            let next = changed(&pool, change);
+            let mut next = changed(&pool, change);
+            if let Some(request) = &change.network {
+                let present = pool.overrides.network.as_deref();
+                let seal = |request| inner.seal_network(Some(pool.tenant), request, present);
+                next.overrides.network = request.as_ref().map(seal).transpose()?;
+                next.revision = pool.revision + u64::from(next.sandbox_spec() != pool.sandbox_spec());
+            }
             inner.check_pool_change(&pool, &next).await?;
             Ok(Some(next))
         };
@@ -143,7 +151,7 @@ impl Control {
 }
 
 fn is_empty(change: &PoolChange) -> bool {
-    let PoolChange { replicas, min, max, image, autoscaling, annotations, policies } = change;
+    let PoolChange { replicas, min, max, image, autoscaling, annotations, policies, network } = change;
     replicas.is_none()
         && min.is_none()
         && max.is_none()
@@ -151,6 +159,7 @@ fn is_empty(change: &PoolChange) -> bool {
         && autoscaling.is_none()
         && annotations.is_empty()
         && policies.is_none()
+        && network.is_none()
 }
 
 fn changed(pool: &Pool, change: &PoolChange) -> Pool {
@@ -329,6 +338,7 @@ impl Inner {
         let spec = next.sandbox_spec();
         if spec != present.sandbox_spec() {
             check_spec(&spec)?;
+            self.check_network(&next.driver, next.tenant, spec.network.as_ref()).await?;
             self.check_image(next, &spec.image).await?;
         }
         if next.sizing.replicas > present.sizing.replicas {

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use sandbank_model::{
     AddressRange, Checked, Cidr, Destination, Floor, Flow, HeaderRule, HeaderSecret, NAME_GROUPS_MAX, NameGroup, NamePattern,
-    NetworkLimits, NetworkPlan, NetworkPolicy, NetworkRule, NetworkTarget, PortRange, RULES_MAX, Sealed, Transport, Verdict,
+    NetworkLimits, NetworkPlan, NetworkPolicy, NetworkRule, NetworkTarget, Overrides, PortRange, RULES_MAX, SandboxSpec, Sealed,
+    Transport, Verdict,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -578,4 +580,16 @@ fn headers_by_name_keep_their_values() {
     let expected = BTreeMap::from([("A".to_owned(), "0 a.com A".to_owned()), ("B".to_owned(), "0 a.com B".to_owned())]);
     assert_eq!(told.headers[0].set, expected);
     assert_eq!(told.allow, mine.allow);
+}
+
+#[test]
+fn records_of_before_there_were_policies_are_read() {
+    let mut spec = SandboxSpec::of_image("host".parse().unwrap());
+    let mut kept = serde_json::to_value(&spec).unwrap();
+    assert!(kept.as_object_mut().unwrap().remove("network").is_some());
+    assert_eq!(serde_json::from_value::<SandboxSpec>(kept).unwrap(), spec);
+    spec.network = Some(Arc::new(policy(false, &["a.com"], &[])));
+    assert_eq!(serde_json::from_value::<SandboxSpec>(serde_json::to_value(&spec).unwrap()).unwrap(), spec);
+    let overrides: Overrides = serde_json::from_str(r#"{"image": null, "resource_multiplier": 2}"#).unwrap();
+    assert_eq!(overrides.network, None);
 }

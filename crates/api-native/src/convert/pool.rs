@@ -189,8 +189,15 @@ fn autoscaling_model(wire: wire::AutoscalingWire) -> ApiResult<Autoscaling> {
 
 /// A change of a pool.
 pub(crate) fn pool_change(request: wire::UpdatePoolRequest) -> ApiResult<PoolChange> {
-    let wire::UpdatePoolRequest { replicas, min_replicas, max_replicas, pod_creation_image_policy, overrides, autoscaling } =
-        request;
+    let wire::UpdatePoolRequest {
+        replicas,
+        min_replicas,
+        max_replicas,
+        pod_creation_image_policy,
+        overrides,
+        autoscaling,
+        network,
+    } = request;
     let wire::OverridesWire { image, resource_multiplier } = overrides.unwrap_or_default();
     if resource_multiplier.is_some() {
         return Err(ApiError::bad_request("overrides.resourceMultiplier cannot be changed: make another pool"));
@@ -203,9 +210,9 @@ pub(crate) fn pool_change(request: wire::UpdatePoolRequest) -> ApiResult<PoolCha
         .map(|image| if image.is_empty() { Ok(None) } else { image_name("overrides.image", &image).map(Some) })
         .transpose()?;
     let nothing = replicas.is_none() && min_replicas.is_none() && max_replicas.is_none();
-    if nothing && image.is_none() && autoscaling.is_none() && annotations.is_empty() {
+    if nothing && image.is_none() && autoscaling.is_none() && annotations.is_empty() && network.is_none() {
         return Err(ApiError::bad_request(
-            "nothing to change: give at least one of replicas, minReplicas, maxReplicas, podCreationImagePolicy, overrides.image, autoscaling",
+            "nothing to change: give at least one of replicas, minReplicas, maxReplicas, podCreationImagePolicy, overrides.image, autoscaling, network",
         ));
     }
     Ok(PoolChange {
@@ -216,6 +223,7 @@ pub(crate) fn pool_change(request: wire::UpdatePoolRequest) -> ApiResult<PoolCha
         autoscaling: autoscaling.map(autoscaling_model).transpose()?,
         annotations,
         policies: None,
+        network: network.map(network_model).transpose()?.map(Some),
     })
 }
 

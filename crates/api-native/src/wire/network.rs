@@ -109,7 +109,7 @@ impl<'de> Deserialize<'de> for NetworkRule {
         impl<'de> Visitor<'de> for Either {
             type Value = NetworkRule;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a rule: a text such as \"packages.example.com:443\", or an object with to, ports, transport and except")
+                f.write_str("a rule: a text such as \"example.com:443\", or an object with to, ports, transport and except")
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<NetworkRule, E> {
                 Ok(NetworkRule::Text(text.to_owned()))

@@ -244,6 +244,8 @@ pub(crate) struct UpdatePoolRequest {
     pub overrides: Option<OverridesWire>,
     /// Growth. Turning it off clears `minReplicas` and `maxReplicas`.
     pub autoscaling: Option<AutoscalingWire>,
+    /// What its sandboxes may reach, all of it. Warm ones are replaced; claimed ones keep what they have.
+    pub network: Option<NetworkPolicy>,
 }
 
 /// A pool.

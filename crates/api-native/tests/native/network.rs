@@ -9,7 +9,7 @@ use crate::support::{ADMIN, Server};
 fn policy() -> Value {
     json!({
         "internet": false,
-        "allow": ["PyPI.org:443", {"to": "20.1.0.0/16", "ports": [443, "8000-8100"], "transport": "tcp"},
+        "allow": ["Packages.Example.com:443", {"to": "20.1.0.0/16", "ports": [443, "8000-8100"], "transport": "tcp"},
                   {"to": "*.example.com", "except": ["evil.example.com"]}],
         "deny": ["1.2.3.4"],
         "headers": [{"hosts": ["packages.example.com"], "paths": ["/simple"], "set": {"Authorization": "Bearer hunter2"}}],
@@ -105,6 +105,8 @@ async fn pools_templates_claims_and_forks_take_a_policy() {
     let claim = json!({"poolName": "p", "whenEmpty": "create"});
     let claimed = server.post(&user, "/v1/sandboxes", claim).await.expect(201);
     assert_eq!(network(&server, &user, &id_of(&claimed)).await, (only("pool.example"), "template".to_owned()));
+    let changed = server.put(&user, "/v1/sandboxpools/p", json!({"network": only("changed.example")})).await.expect(200);
+    assert_eq!(changed["template"]["network"], only("changed.example"));
     let claim = json!({"poolName": "plain", "network": only("claim.example")});
     let claimed = id_of(&server.post(&user, "/v1/sandboxes", claim).await.expect(201));
     assert_eq!(network(&server, &user, &claimed).await, (only("claim.example"), "sandbox".to_owned()));

@@ -1,11 +1,12 @@
 //! What each sandbox may reach, compiled, in memory: services of the host ask it for every name and every connection.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use sandbank_model::{
-    Cidr, Floor, Flow, HeaderSecret, NameGroup, NameGroups, NetworkPlan, NetworkPolicy, SandboxId, TenantId, Verdict,
+    Cidr, Floor, Flow, HeaderSecret, NameGroup, NameGroups, NetworkPlan, NetworkPolicy, SandboxId, TenantId, Transport, Verdict,
 };
 use tokio::sync::broadcast;
 
@@ -61,13 +62,43 @@ impl ActiveNetwork {
     /// Whether the name may be resolved. Another one does not exist for the sandbox.
     #[must_use]
     pub fn may_resolve(&self, name: &str) -> bool {
-        self.compiled.policy.may_resolve(name)
+        self.policy().may_resolve(name)
+    }
+
+    /// What becomes of a connection to a name, before its addresses are known: see [`NetworkPolicy::name_verdict`].
+    #[must_use]
+    pub fn name_verdict(&self, name: &str, transport: Transport, port: u16) -> Verdict {
+        self.policy().name_verdict(name, transport, port)
+    }
+
+    /// Whether a name may stand for an address that a resolver of the host's answered for it, for connections over TCP. Without a
+    /// port: whether it may at all; addresses of the floor may stand for no name.
+    #[must_use]
+    pub fn resolved_verdict(&self, name: &str, address: IpAddr, port: Option<u16>) -> Verdict {
+        match port {
+            Some(port) => self.verdict(Some(name), &Flow { address, port, transport: Some(Transport::Tcp) }),
+            None if self.floor.denies(address) => Verdict::Deny,
+            None => Verdict::Allow,
+        }
+    }
+
+    /// What becomes of a connection over TCP that asks for no name.
+    #[must_use]
+    pub fn address_verdict(&self, address: IpAddr, port: u16) -> Verdict {
+        self.verdict(None, &Flow { address, port, transport: Some(Transport::Tcp) })
     }
 
     /// What becomes of a connection that asks for `name` at an address: see [`NetworkPolicy::verdict`].
     #[must_use]
     pub fn verdict(&self, name: Option<&str>, flow: &Flow) -> Verdict {
-        self.compiled.policy.verdict(&self.floor, name, flow)
+        self.policy().verdict(&self.floor, name, flow)
+    }
+
+    /// Whether names matter: some rule, or some header, is about one.
+    #[must_use]
+    pub fn speaks_of_names(&self) -> bool {
+        let policy = self.policy();
+        !policy.headers.is_empty() || policy.allow.iter().chain(&policy.deny).any(|rule| rule.to.is_name())
     }
 
     /// Whether some request to this host could get headers: its connections must be opened up for that.

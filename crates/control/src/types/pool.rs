@@ -80,6 +80,8 @@ pub struct PoolChange {
     pub annotations: StringMap,
     /// Replace the lease defaults.
     pub policies: Option<PoolPolicies>,
+    /// What its sandboxes may reach: `Some(None)` as the template says. Warm sandboxes are replaced; claimed ones keep what they have.
+    pub network: Option<Option<NetworkRequest>>,
 }
 
 /// A pool with what is counted of it.

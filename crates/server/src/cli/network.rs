@@ -28,7 +28,7 @@ pub(crate) enum Network {
     Show(One),
     /// Replace what a sandbox may reach, at once; without options: all of the internet
     #[command(
-        after_help = "Examples:\n  sandbank network set $ID --no-internet --allow packages.example.com:443 --allow '*.example.org:443'\n  \
+        after_help = "Examples:\n  sandbank network set $ID --no-internet --allow example.com:443 --allow '*.example.org'\n  \
         sandbank network set $ID --deny '*:25'\n  sandbank network set $ID --file policy.json"
     )]
     Set(Box<NetworkSet>),

@@ -105,11 +105,11 @@ mod tests {
     #[test]
     fn a_policy_is_read() {
         let text =
-            "allow_private = [\"10.1.0.0/16\"]\n[default_policy]\ninternet = false\nallow = [\"packages.example.com:443\"]\nconnections = 9";
+            "allow_private = [\"10.1.0.0/16\"]\n[default_policy]\ninternet = false\nallow = [\"a.example:443\"]\nconnections = 9";
         let settings = read(text).settings().unwrap();
         assert_eq!(settings.allow_private, vec!["10.1.0.0/16".parse().unwrap()]);
         let NetworkPolicy { internet, allow, limits, .. } = &*settings.default_policy;
-        assert_eq!((*internet, allow[0].to_string().as_str(), limits.connections), (false, "packages.example.com:443", Some(9)));
+        assert_eq!((*internet, allow[0].to_string().as_str(), limits.connections), (false, "a.example:443", Some(9)));
     }
 
     #[test]
