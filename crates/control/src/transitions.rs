@@ -66,17 +66,20 @@ impl Inner {
 
     /// What follows from every write: timers, streams, the pool.
     pub(crate) fn settle(&self, sandbox: &Sandbox) {
-        if !sandbox.state.is_operable() {
-            self.port_closers.tell(sandbox.id);
-        }
         match sandbox.state {
-            State::Running | State::Pausing | State::Paused | State::Resuming => self.deadlines.arm_for(sandbox),
+            State::Running | State::Pausing | State::Paused | State::Resuming => {
+                if !sandbox.state.is_operable() {
+                    self.port_closers.tell(sandbox.id);
+                }
+                self.deadlines.arm_for(sandbox);
+            }
             State::Ready => {
                 if let Some(pool) = sandbox.pool {
                     self.pools.get(pool).wake_first();
                 }
             }
             State::Failed | State::Terminated => {
+                self.port_closers.tell(sandbox.id);
                 self.deadlines.disarm(sandbox.id);
                 self.networks.remove(sandbox.id);
                 self.activity.forget(sandbox.id);
@@ -85,6 +88,7 @@ impl Inner {
                 self.pools.poke_held_back();
             }
             State::Stopping | State::Expired => {
+                self.port_closers.tell(sandbox.id);
                 self.deadlines.disarm(sandbox.id);
                 self.pools.poke(sandbox.pool);
             }

@@ -215,7 +215,7 @@ where
     }
 
     async fn connect(&self) -> Result<(Connection, Ended), ProxyFailure> {
-        let epoch = self.pool.epoch();
+        let closed = self.pool.opening(self.key.sandbox);
         let dialled = tokio::time::timeout(self.settings.dial_timeout, (self.dial)()).await;
         let Link { io, ended } = dialled.map_err(|_| ProxyFailure::DialTimeout { port: self.port })??;
         let mut builder = http1::Builder::new();
@@ -230,7 +230,7 @@ where
                 () = over => {}
             }
         }));
-        Ok((Connection { sender, task, epoch }, ended))
+        Ok((Connection { sender, task, closed }, ended))
     }
 
     fn broken(&self, error: &hyper::Error) -> ProxyFailure {

@@ -148,6 +148,17 @@ async fn a_connection_in_use_while_the_sandbox_paused_does_not_come_back() {
     assert_eq!(world.dialled.load(Ordering::SeqCst), 2);
 }
 
+#[tokio::test]
+async fn another_sandbox_that_ends_changes_nothing() {
+    let world = World::new(|stream, _| repeat(stream, OK)).await;
+    let response = world.get().await.unwrap();
+    world.pool.close(SandboxId::new(Timestamp::from_millis(1), [2; 10]));
+    read(response).await.unwrap();
+    world.idle(1).await;
+    assert_eq!(world.text().await, "ok");
+    assert_eq!(world.dialled.load(Ordering::SeqCst), 1);
+}
+
 /// The program closes its idle connection exactly when the next request arrives on it.
 #[tokio::test]
 async fn a_connection_that_died_idle_costs_a_repeatable_request_nothing() {

@@ -134,7 +134,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn parts(method: &str, fields: &[(&str, &str)]) -> Parts {
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    fn parts(method: &str, fields: Fields<'_>) -> Parts {
         let mut request = http::Request::builder().method(method).uri("/a?x=1&sandbank_port_token=t");
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn a_cookie_counts_for_what_its_own_page_or_a_link_asks() {
         let host = ("host", "80-a.box.test:7070");
-        let cases: [(&str, &[(&str, &str)], bool); 8] = [
+        let cases: [(&str, Fields<'_>, bool); 8] = [
             ("GET", &[host], true),
             ("POST", &[host, ("origin", "http://80-a.box.test:7070"), ("sec-fetch-site", "same-origin")], true),
             ("GET", &[host, ("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")], true),

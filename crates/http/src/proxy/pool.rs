@@ -5,6 +5,7 @@
 //! another.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -52,10 +53,13 @@ impl std::fmt::Debug for PortPool {
 struct Idle {
     ports: HashMap<PortKey, VecDeque<Waiting>>,
     count: usize,
-    /// Raised whenever connections are closed from outside: one that was in use meanwhile does not come back.
-    closed: u64,
+    /// Sandboxes that connections were made into and that have not been closed since.
+    open: HashMap<SandboxId, Closed>,
     swept: bool,
 }
+
+/// Whether the sandbox was closed after a connection into it was made: such a connection does not come back.
+type Closed = Arc<AtomicBool>;
 
 struct Waiting {
     connection: Connection,
@@ -66,8 +70,7 @@ struct Waiting {
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Body>,
     pub(super) task: AbortOnDrop,
-    /// [`Idle::closed`] when it was taken.
-    pub(super) epoch: u64,
+    pub(super) closed: Closed,
 }
 
 impl PortPool {
@@ -86,26 +89,28 @@ impl PortPool {
     /// Closes the idle connections into a sandbox, and those that are in use as soon as they are not.
     pub fn close(&self, sandbox: SandboxId) {
         let mut idle = self.idle.lock();
-        idle.closed += 1;
-        idle.retain(|key, _| key.sandbox != sandbox);
+        // Called for every sandbox that ends: most were never connected to.
+        if let Some(closed) = idle.open.remove(&sandbox) {
+            closed.store(true, Ordering::Release);
+            idle.retain(|key, _| key.sandbox != sandbox);
+        }
     }
 
-    /// Where the pool stands, for a connection that is made now.
-    pub(super) fn epoch(&self) -> u64 {
-        self.idle.lock().closed
+    /// For a connection into this sandbox that is about to be made.
+    pub(super) fn opening(&self, sandbox: SandboxId) -> Closed {
+        Arc::clone(self.idle.lock().open.entry(sandbox).or_default())
     }
 
     /// The connection that was used last.
     pub(super) fn take(&self, key: PortKey) -> Option<Connection> {
         let mut idle = self.idle.lock();
-        let epoch = idle.closed;
         let waiting = idle.ports.get_mut(&key)?;
         let mut taken = 0;
         let mut found = None;
         while let Some(last) = waiting.pop_back() {
             taken += 1;
             if last.connection.sender.is_ready() && last.since.elapsed() < IDLE_LIFE {
-                found = Some(Connection { epoch, ..last.connection });
+                found = Some(last.connection);
                 break;
             }
         }
@@ -133,7 +138,7 @@ impl PortPool {
     fn keep(&self, key: PortKey, connection: Connection) {
         let mut idle = self.idle.lock();
         let full = idle.count >= IDLE_MAX || idle.ports.get(&key).is_some_and(|waiting| waiting.len() >= IDLE_PER_PORT);
-        if full || connection.epoch != idle.closed {
+        if full || connection.closed.load(Ordering::Acquire) {
             return;
         }
         idle.ports.entry(key).or_default().push_back(Waiting { connection, since: Instant::now() });
@@ -161,6 +166,8 @@ async fn sweep(idle: Weak<Mutex<Idle>>) {
         let Some(idle) = idle.upgrade() else { return };
         let mut idle = idle.lock();
         idle.retain(|_, one| one.since.elapsed() < IDLE_LIFE && !one.connection.sender.is_closed());
+        // Of sandboxes that ended while a connection into them was being made.
+        idle.open.retain(|_, closed| Arc::strong_count(closed) > 1);
         if idle.count == 0 {
             idle.swept = false;
             return;
