@@ -266,12 +266,13 @@ fn resolvers_and_what_is_looked_at_end_at_the_host() {
         let ask = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); \
                    s.connect(('9.9.9.9', 53)); s.send(b'who'); print(s.recv(100).decode())";
         assert_eq!(fixture.run(&sandbox, &["python3", "-c", ask]).await.unwrap().stdout, "who\n");
-        // Addresses that are allowed as such are not looked at, unless everything is.
+        // What is open for a name is looked at, also where a rule allows its address.
         let plain = rule(Verdict::Allow, vec![one(far.v4)]);
         let mixed = NetworkPlan { rules: vec![plain.clone(), plan.rules[0].clone()], ..plan };
         fixture.driver().set_network(sandbox.target(), mixed.clone(), named.to_vec()).await.unwrap();
-        assert_eq!(connect(&fixture, &sandbox, far.v4, 443).await, "203.0.113.1");
+        assert_eq!(connect(&fixture, &sandbox, far.v4, 443).await, format!("tls {}", own[0]));
         assert_eq!(connect(&fixture, &sandbox, far.v6, 443).await, format!("tls {}", own[1]));
+        // Of all others, those that no rule speaks of.
         let all = NetworkPlan { checked: Checked::All, otherwise: Verdict::Allow, rules: mixed.rules[..1].to_vec(), ..mixed };
         set(&fixture, &sandbox, all).await;
         assert_eq!(connect(&fixture, &sandbox, far.v4, 443).await, "203.0.113.1");

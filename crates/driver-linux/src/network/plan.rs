@@ -145,28 +145,20 @@ impl Writer<'_> {
 
     fn plan(&mut self, plan: &NetworkPlan) {
         self.services();
+        self.redirect_names(plan);
         for rule in &plan.rules {
             let chain = if rule.verdict == Verdict::Allow { "pass" } else { "refuse" };
-            let unseen = matches!(rule.to, Destination::Named(_)) && plan.checked != Checked::Nothing;
-            if unseen && rule.verdict == Verdict::Allow {
-                self.refuse_unseen(&rule.to);
-            }
             self.rule(rule, "plan", |rule| rule.go_to(chain));
-            self.redirection(rule, plan.checked);
+            // An address that a rule speaks of is judged by it, whatever name is asked for there.
+            if plan.checked == Checked::All && !matches!(rule.to, Destination::Named(_)) {
+                self.rule(rule, "redirect", |rule| rule.leave());
+            }
         }
         if plan.checked == Checked::All && plan.otherwise == Verdict::Allow {
             self.redirect_web();
-            self.refuse_unseen(&Destination::Anywhere);
         }
         let chain = if plan.otherwise == Verdict::Allow { "pass" } else { "refuse" };
         self.transaction.rule("plan", |rule| rule.go_to(chain));
-    }
-
-    /// HTTP/3 says which name it asks for where nobody can see it: who is refused there asks by TCP.
-    fn refuse_unseen(&mut self, to: &Destination) {
-        let ports = vec![PortRange::single(443)];
-        let hidden = PlanRule { to: to.clone(), transport: Some(Transport::Udp), ports, verdict: Verdict::Deny };
-        self.rule(&hidden, "plan", |rule| rule.go_to("refuse"));
     }
 
     /// Whatever asks a resolver asks ours. What is redirected there, or to the proxy, may pass.
@@ -187,27 +179,21 @@ impl Writer<'_> {
         }
     }
 
-    /// What a rule lets through may have to be looked at on its way.
-    fn redirection(&mut self, rule: &PlanRule, checked: Checked) {
-        if checked == Checked::Nothing {
+    /// Web connections to what is open for a name are looked at, whichever rule lets them through: the rules of the plan judge by where a
+    /// connection wanted to go, so redirecting one that they refuse opens nothing.
+    fn redirect_names(&mut self, plan: &NetworkPlan) {
+        if plan.checked == Checked::Nothing {
             return;
         }
-        // An address that is allowed as such is, whatever name is asked for there.
-        if rule.verdict == Verdict::Deny || !matches!(rule.to, Destination::Named(_)) {
-            self.rule(rule, "redirect", |rule| rule.leave());
-            return;
-        }
-        for (port, to) in [(80, HTTP_PORT), (443, TLS_PORT)] {
-            let concerns = rule.transport != Some(Transport::Udp)
-                && (rule.ports.is_empty() || rule.ports.iter().any(|range| (range.first..=range.last).contains(&port)));
-            if concerns {
-                let only = PlanRule {
-                    transport: Some(Transport::Tcp),
-                    ports: vec![PortRange { first: port, last: port }],
-                    ..rule.clone()
-                };
-                for gateway in self.block.gateways() {
-                    self.rule_of(&only, "redirect", gateway.is_ipv4(), |rule| rule.redirect_to(gateway, to));
+        for rule in plan.rules.iter().filter(|rule| matches!(rule.to, Destination::Named(_)) && rule.verdict == Verdict::Allow) {
+            for (port, to) in [(80, HTTP_PORT), (443, TLS_PORT)] {
+                let fits = rule.ports.is_empty() || rule.ports.iter().any(|range| (range.first..=range.last).contains(&port));
+                if fits && rule.transport != Some(Transport::Udp) {
+                    let ports = vec![PortRange::single(port)];
+                    let only = PlanRule { transport: Some(Transport::Tcp), ports, ..rule.clone() };
+                    for gateway in self.block.gateways() {
+                        self.rule_of(&only, "redirect", gateway.is_ipv4(), |rule| rule.redirect_to(gateway, to));
+                    }
                 }
             }
         }

@@ -72,16 +72,17 @@ pub struct PlanRule {
     pub verdict: Verdict,
 }
 
-/// Which TCP connections to the ports 80 and 443 go through the host's proxy, which looks at the name that they ask for. HTTP/3, where
-/// nobody sees the name, is refused in their place.
+/// Which TCP connections to the ports 80 and 443 go through the host's proxy, which looks at the name that they ask for. The rules decide
+/// about them all the same, by where they wanted to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Checked {
     /// None.
     #[default]
     Nothing,
-    /// Those that a rule allows for the sake of a name: another name may live at the same address.
+    /// Those to addresses that are open for a group of names, on ports that the group's rule opens: another name may live at the same
+    /// address, or headers are to be added.
     Named,
-    /// Those, and all that no rule speaks of. What a rule allows by its address is not looked at.
+    /// Those, and all that no rule about addresses speaks of.
     All,
 }
 

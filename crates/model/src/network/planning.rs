@@ -8,7 +8,6 @@ use super::{
     PortRange, Transport, Verdict,
 };
 
-const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 
 impl<S> NetworkPolicy<S> {
@@ -40,12 +39,7 @@ impl<S> NetworkPolicy<S> {
     }
 
     fn checked(&self, names_denied: bool) -> Checked {
-        let by_address = |rule: &NetworkRule| {
-            let web = |port| rule.covers_port(port, Some(Transport::Tcp));
-            !rule.to.is_name() && (web(HTTP) || web(HTTPS))
-        };
-        // Rules about addresses come before names: what they allow would pass by the proxy that adds the headers.
-        if names_denied || (!self.headers.is_empty() && self.allow.iter().any(by_address)) {
+        if names_denied {
             Checked::All
         } else if !self.headers.is_empty() || self.allow.iter().any(|rule| rule.to.is_name()) {
             Checked::Named

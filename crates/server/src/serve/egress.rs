@@ -12,15 +12,13 @@ use sandbank_egress::{
     CertificateAuthority, Denied, Directory, EgressServices, EgressSettings, EgressSockets, HeaderName, HeaderValue,
     HeadersError, OpenError, ProxySocket, RequestTarget, SandboxNetwork,
 };
-use sandbank_model::{Checked, Flow, NameGroup, NamedAddress, SandboxId, Transport, Verdict};
+use sandbank_model::{NameGroup, NamedAddress, SandboxId, Transport, Verdict};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Result};
 
-/// Refusals that wait to be told of; more of them are counted by nobody.
-const DENIED_WAITING: usize = 1024;
 /// Files of the certificate authority in the data directory.
 const CERTIFICATE_FILE: &str = "egress-ca.pem";
 const KEY_FILE: &str = "egress-ca.key";
@@ -33,12 +31,10 @@ pub(super) async fn start(
 ) -> Result<Option<EgressServices>> {
     let Some(services) = driver.network_services() else { return Ok(None) };
     let sockets = sockets(&services).await?;
-    let (denied, told) = mpsc::channel(DENIED_WAITING);
-    let directory = Sandboxes { control: control.clone(), driver, denied };
+    let directory = Sandboxes { control: control.clone(), driver };
     let settings = EgressSettings { authority: Some(Arc::new(authority)), ..EgressSettings::default() };
     let services = EgressServices::start(sockets, Arc::new(directory), settings)
         .map_err(|error| Failure::new(format!("cannot serve what leaves sandboxes: {error}")))?;
-    tokio::spawn(tell_denied(control.clone(), told));
     Ok(Some(services))
 }
 
@@ -95,25 +91,16 @@ async fn listen(address: &SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-async fn tell_denied(control: Control, mut told: mpsc::Receiver<(SandboxId, String)>) {
-    while let Some((id, destination)) = told.recv().await {
-        if let Err(error) = control.network_denied(id, &[destination]).await {
-            tracing::warn!(sandbox = %id, %error, "a refused connection could not be recorded");
-        }
-    }
-}
-
 struct Sandboxes {
     control: Control,
     driver: Arc<dyn Driver>,
-    denied: mpsc::Sender<(SandboxId, String)>,
 }
 
 impl Directory for Sandboxes {
     fn sandbox_at(&self, source: IpAddr) -> Option<Arc<dyn SandboxNetwork>> {
         let id = self.driver.sandbox_at(source)?;
         let active = self.control.network_of(id)?;
-        Some(Arc::new(Network { id, active, control: self.control.clone(), denied: self.denied.clone() }))
+        Some(Arc::new(Network { id, active, control: self.control.clone() }))
     }
 }
 
@@ -122,13 +109,6 @@ struct Network {
     id: SandboxId,
     active: Arc<ActiveNetwork>,
     control: Control,
-    denied: mpsc::Sender<(SandboxId, String)>,
-}
-
-impl Network {
-    fn verdict(&self, name: Option<&str>, address: IpAddr, port: u16) -> Verdict {
-        self.active.verdict(name, &Flow { address, port, transport: Some(Transport::Tcp) })
-    }
 }
 
 #[async_trait]
@@ -139,26 +119,22 @@ impl SandboxNetwork for Network {
 
     fn name_verdict(&self, name: &str, transport: Option<Transport>, port: Option<u16>) -> Verdict {
         match (transport, port) {
-            (Some(transport), Some(port)) => self.active.policy().name_verdict(name, transport, port),
+            (Some(transport), Some(port)) => self.active.name_verdict(name, transport, port),
             _ if self.active.may_resolve(name) => Verdict::Allow,
             _ => Verdict::Deny,
         }
     }
 
     fn resolved_verdict(&self, name: &str, address: IpAddr, port: Option<u16>) -> Verdict {
-        match port {
-            Some(port) => self.verdict(Some(name), address, port),
-            None if self.active.floor().denies(address) => Verdict::Deny,
-            None => Verdict::Allow,
-        }
+        self.active.resolved_verdict(name, address, port)
     }
 
     fn address_verdict(&self, address: IpAddr, port: u16) -> Verdict {
-        self.verdict(None, address, port)
+        self.active.address_verdict(address, port)
     }
 
     fn names_count(&self) -> bool {
-        self.active.plan().checked != Checked::Nothing
+        self.active.speaks_of_names()
     }
 
     fn groups_of(&self, name: &str) -> Vec<NameGroup> {
@@ -195,7 +171,6 @@ impl SandboxNetwork for Network {
     fn denied(&self, denied: &Denied) {
         let name = denied.name.as_deref().unwrap_or("a connection that names nobody");
         let destination = denied.port.map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
-        // Who floods is told of less.
-        let _ = self.denied.try_send((self.id, destination));
+        self.control.network_denied(self.id, &destination);
     }
 }
