@@ -292,7 +292,7 @@ fn headers_open_nothing_and_are_seen_by_the_proxy() {
     let closed = with(policy(false, &["a.com"], &[]));
     assert!(closed.groups_of("api.com").is_empty());
     assert_eq!(with(policy(false, &["api.com"], &[])).groups_of("api.com"), vec![NameGroup(0)]);
-    assert_eq!(with(policy(false, &["8.0.0.0/8"], &[])).plan(&floor).checked, Checked::All);
+    assert_eq!(with(policy(false, &["8.0.0.0/8"], &[])).plan(&floor).checked, Checked::Named);
     assert_eq!(with(policy(false, &["8.0.0.0/8:22"], &[])).plan(&floor).checked, Checked::Named);
 }
 
