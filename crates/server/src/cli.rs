@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 const EXAMPLES: &str = "\
 Start here:
   sandbank up                                   start a server with a pool of ready sandboxes
-  sandbank run base -- python3 -c 'print(42)'   run a program in one of them (in another terminal)
+  sandbank run base -- sh -c 'echo $((6 * 7))'  run a program in one of them (in another terminal)
 
 Step by step:
   ID=$(sandbank claim base)                     take a sandbox

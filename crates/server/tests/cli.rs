@@ -264,6 +264,56 @@ fn a_snapshot_and_forks_carry_on_from_a_sandboxs_files() {
 }
 
 #[test]
+fn logs_and_events_are_followed_until_the_sandbox_or_the_person_ends_it() {
+    if !can_run() {
+        return;
+    }
+    let server = Server::start();
+    // It goes on only when told to, so what comes afterwards came as it happened.
+    let script = "echo one; echo two; echo three; while ! [ -e /tmp/go ]; do sleep 0.05; done; echo four; exec sleep 1000";
+    let body = serde_json::json!({ "image": "host", "command": ["sh", "-c", script] }).to_string();
+    let (status, made) = support::http(&server.address(), &server.key(), "POST", "/v1/sandboxes", &body).unwrap();
+    let id = made["sandbox"]["sandboxId"].as_str().unwrap_or_else(|| panic!("{status}: {made}")).to_owned();
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let said = || std::fs::read_to_string(out.path()).unwrap();
+    let follow = |words: &[&str]| {
+        out.as_file().set_len(0).unwrap();
+        let to = std::fs::File::options().append(true).open(out.path()).unwrap();
+        server.command(words).stdout(to).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut logs = follow(&["logs", "-f", &id]);
+    wait_for("what was written before", || (said() == "one\ntwo\nthree\n").then_some(()));
+    // What -n leaves out is not called lost.
+    let last = server.words(&["logs", "-n", "2", &id]);
+    assert_eq!((last.stdout.as_str(), last.stderr.as_str(), last.code), ("two\nthree\n", "", 0));
+    server.words(&["exec", &id, "--", "touch", "/tmp/go"]).ok();
+    wait_for("the next line", || said().ends_with("three\nfour\n").then_some(()));
+    support::send(logs.id(), rustix::process::Signal::INT);
+    let ended = end_of(&mut logs);
+    assert_eq!((ended.code, ended.stderr.as_str()), (1000 + 2, ""), "SIGINT ends it, and nothing is said");
+    let mut events = follow(&["events", "-f", &id]);
+    wait_for("the events so far", || said().contains("claimed").then_some(()));
+    server.words(&["pause", &id]).ok();
+    wait_for("the next event", || said().contains("paused").then_some(()));
+    server.words(&["resume", &id]).ok();
+    support::send(events.id(), rustix::process::Signal::INT);
+    assert_eq!(end_of(&mut events).code, 1000 + 2);
+    let mut logs = follow(&["logs", "-f", &id]);
+    wait_for("all lines", || said().ends_with("four\n").then_some(()));
+    server.words(&["rm", &id]).ok();
+    assert_eq!(end_of(&mut logs).code, 0, "the sandbox's end is the log's");
+    server.finish();
+}
+
+/// Waits for a client command that was started before.
+fn end_of(child: &mut std::process::Child) -> support::Ended {
+    let status = wait_for("the command to end", || child.try_wait().unwrap());
+    let mut stderr = Vec::new();
+    std::io::Read::read_to_end(child.stderr.as_mut().unwrap(), &mut stderr).unwrap();
+    std::process::Output { status, stdout: Vec::new(), stderr }.into()
+}
+
+#[test]
 fn a_root_file_system_is_imported_from_a_directory_and_from_an_archive() {
     if !can_run() {
         return;

@@ -193,9 +193,13 @@ fn up_makes_the_pool_and_says_what_to_do_next() {
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for("the next steps", || said().contains("Ctrl-C").then_some(()));
         let text = said();
-        for expected in ["Pool \"base\" has", "claimed a sandbox", "my pid is", "ran as uid", "sandbank env native", "run base"] {
+        for expected in
+            ["Pool \"base\" has", "claimed a sandbox", "my pid is", "ran it as uid", "sandbank env native", "run base"]
+        {
             assert!(text.contains(expected), "{expected:?} is missing: {text}");
         }
+        // The sandboxes have this machine's programs, and a freshly installed one has a shell but no Python.
+        assert!(!text.to_lowercase().contains("python"), "{text}");
         let client =
             |line: &str| -> Ended { sandbank().args(line.split(' ')).env("SANDBANK_DATA_DIR", &data).output().unwrap().into() };
         assert_eq!(client("run base -- echo hello").ok(), "hello\n");

@@ -76,9 +76,11 @@ pub(crate) async fn logs(client: &Client, options: &Logs, json: bool) -> Result<
     if json {
         return output::document(&answer);
     }
-    if answer.get("truncated").and_then(Value::as_bool) == Some(true) {
+    let entries = answer.get("entries").and_then(Value::as_array).cloned().unwrap_or_default();
+    // What `-n` leaves out is not lost, and it leaves out nothing unless there are as many lines as it asks for.
+    let all_that_was_asked = options.lines.is_some_and(|lines| entries.len() >= lines as usize);
+    if answer.get("truncated").and_then(Value::as_bool) == Some(true) && !all_that_was_asked {
         output::note("sandbank: earlier lines are no longer kept");
     }
-    let entries = answer.get("entries").and_then(Value::as_array).cloned().unwrap_or_default();
     entries.iter().filter_map(|entry| entry.get("log").and_then(Value::as_str)).try_for_each(output::line)
 }

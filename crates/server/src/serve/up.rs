@@ -16,12 +16,11 @@ const READY_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Program of the demonstration: files, output, a child process, and the limits it lives under.
-const PROGRAM: &str = r#"import os, platform, subprocess, sys
-children = subprocess.run(["sh", "-c", "echo $$; ls /proc | grep -c '^[0-9]'"], capture_output=True, text=True, check=True)
-pid, processes = children.stdout.split()
-open("result.txt", "w").write(f"Python {platform.python_version()} ran as uid {os.getuid()} on {platform.node()}\n")
-print(f"my pid is {os.getpid()}, my child's was {pid}, and I see {processes} processes in all")
+/// Program of the demonstration: files, output, a child process, and the limits it lives under. For the shell, because the image
+/// `host` has what this machine has, and a freshly installed one has no Python.
+const PROGRAM: &str = r#"child=$(sh -c 'echo $$')
+echo "$(uname -sr) ran it as uid $(id -u) on $(uname -n)" >result.txt
+echo "my pid is $$, my child's was $child, and I see $(ls /proc | grep -c '^[0-9]') processes in all"
 "#;
 
 /// What `up` was asked for.
@@ -89,10 +88,10 @@ async fn demonstrate(client: &Client) -> Result<()> {
 
 async fn work(client: &Client, id: &str) -> Result<()> {
     let base = format!("/v1/sandboxes/{}", encode_segment(id));
-    let write = client.request(http::Method::PUT, &format!("{base}/files?path=/tmp/app.py"));
+    let write = client.request(http::Method::PUT, &format!("{base}/files?path=/tmp/app.sh"));
     let (_, took) = timed(client.send(write, crate::client::full(PROGRAM.into()))).await?;
-    step("wrote a Python program into it", took, "")?;
-    let command = json!({ "command": "cd /tmp && python3 app.py" });
+    step("wrote a program into it", took, "")?;
+    let command = json!({ "command": "cd /tmp && sh app.sh" });
     let (answer, took) = timed(client.post(&format!("{base}/exec"), &command)).await?;
     let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
     step("ran it", took, &text("stdout"))?;
@@ -128,7 +127,7 @@ fn next_steps(client: &Client, data_dir: &Path) -> Result<()> {
         "
 Next steps, in another terminal:
   eval \"$({program} env native{option})\"
-  {program} run {POOL} -- python3 -c 'print(6 * 7)'
+  {program} run {POOL} -- sh -c 'echo $((6 * 7))'
   ID=$({program} claim {POOL}); {program} exec -it $ID -- bash
   curl -s -H \"AGENTBOX-API-KEY: $SANDBANK_KEY\" -H 'content-type: application/json' \\
        -d '{{\"poolName\":\"{POOL}\"}}' {}/v1/sandboxes
