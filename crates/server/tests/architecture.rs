@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("driver-linux", &["agent-protocol", "driver", "model"]),
     ("control", &["agent-protocol", "build", "driver", "model", "oci", "store"]),
     ("http", &["control", "model"]),
-    ("server", &["build", "control", "driver", "driver-linux", "http", "model", "oci", "store"]),
+    ("server", &["build", "control", "driver", "driver-linux", "egress", "http", "model", "oci", "store"]),
     // A load generator speaks HTTP like any stranger; the driver lends it the kernel's floor to compare with.
     ("bench", &["driver-linux"]),
 ];
