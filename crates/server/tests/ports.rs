@@ -360,3 +360,44 @@ fn a_port_is_forwarded_to_this_machine_for_any_protocol() {
     assert!(missing.contains("not found"), "{missing}");
     world.finish();
 }
+
+/// A real browser, of which Debian has one, follows the link that the command line gives.
+#[test]
+fn a_browser_opens_a_page_with_a_web_socket_by_its_link() {
+    if !can_run() {
+        return;
+    }
+    if !Path::new("/usr/bin/chromium").exists() {
+        eprintln!("skipped: Debian's chromium is not installed");
+        return;
+    }
+    let world = World::new();
+    let link = world.server.words(&["port", "url", &world.id, &PORT.to_string()]).ok();
+    // The link leads to the port's first page; this one leads to the page with the socket.
+    let link = format!("{}&to=/page", link.trim().split("&to=").next().unwrap_or_default());
+    assert!(link.contains(".localhost:"), "{link}");
+    let browser = |link: &str| {
+        let profile = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new("/usr/bin/chromium")
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--no-proxy-server",
+            ])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .args(["--timeout=20000", "--virtual-time-budget=15000", "--dump-dom", link])
+            .env("HOME", profile.path())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shown = browser(&link);
+    assert!(shown.contains("heard hello at /page"), "{shown}");
+    // Without the link there is a page for people, and none of the sandbox's.
+    let refused = browser(&format!("http://{}/page", world.host(PORT)));
+    assert!(refused.contains("401") && !refused.contains("inside"), "{refused}");
+    world.finish();
+}
