@@ -1,6 +1,6 @@
 //! Many sandboxes with a policy of their own each.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{FEW_ENTRIES, Settings, id_of, policy, release, rest};
 use crate::client::Client;
 use crate::report::{Row, Samples};
-use crate::rows::{POOL, drain, give_back, make_pool_of};
+use crate::rows::{POOL, drain, give_back, make_pool_of, warm_now};
 use crate::server::Server;
 use crate::{BenchError, Result};
 
@@ -22,6 +22,8 @@ const MAKERS: usize = 4;
 /// Numbers of the policies of sandboxes that are measured; the others' are below.
 const MEASURED: u32 = 1 << 20;
 const TIMES_MAX: f64 = 1.5;
+/// Longest wait for the refill of one.
+const FULL_WAIT: Duration = Duration::from_secs(60);
 
 /// Claims and creates with a policy of ten entries, no two alike, while few sandboxes with such a policy are alive, and many.
 pub(crate) async fn network_many(settings: &Settings) -> Result<Vec<Row>> {
@@ -55,26 +57,41 @@ struct Latency {
 }
 
 impl Latency {
-    /// One after the other, the last one gone and the pool full again before each.
+    /// One after the other, each when nothing else goes on: creates first, since a claim is followed by the refill.
     async fn measure(server: &Server, repeat: u32, alive: usize) -> Result<Self> {
         let mut client = server.client().await?;
         let mut latency = Self { alive, claims: Samples::new(), creates: Samples::new() };
         let all = u32::try_from(alive).unwrap_or(u32::MAX).saturating_add(WARM);
-        for round in 0..repeat {
-            let number = MEASURED + 2 * round;
+        for number in MEASURED..MEASURED + repeat {
+            rest(server, all).await?;
+            let begun = Instant::now();
+            let id = create(&mut client, number).await?;
+            latency.creates.add(begun.elapsed());
+            release(&mut client, &id).await?;
+        }
+        for number in MEASURED + repeat..MEASURED + 2 * repeat {
+            full(&mut client).await?;
             rest(server, all).await?;
             let begun = Instant::now();
             let id = claim(&mut client, number).await?;
             latency.claims.add(begun.elapsed());
             release(&mut client, &id).await?;
-            rest(server, all).await?;
-            let begun = Instant::now();
-            let id = create(&mut client, number + 1).await?;
-            latency.creates.add(begun.elapsed());
-            release(&mut client, &id).await?;
         }
         Ok(latency)
     }
+}
+
+/// Waits until the pool is full: the directory of one that is being made counts for [`rest`] as if it were there.
+async fn full(client: &mut Client) -> Result<()> {
+    const LOOK: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + FULL_WAIT;
+    while warm_now(client).await? < u64::from(WARM) {
+        if Instant::now() > deadline {
+            return Err(BenchError::new(format!("the pool is not full after {FULL_WAIT:?}")));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 async fn claim(client: &mut Client, number: u32) -> Result<String> {
