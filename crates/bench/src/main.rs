@@ -73,6 +73,29 @@ enum Row {
     Build,
     /// Requests to a port inside, beside the same program on the host.
     Ports,
+    /// The four rows below.
+    Network,
+    /// Create with a network, beside one without.
+    NetworkCreate,
+    /// Replacing what a running sandbox may reach.
+    NetworkPolicy,
+    /// TCP from a sandbox to a host beyond this one, beside the same without a sandbox.
+    NetworkOutbound,
+    /// Claims and creates among many sandboxes with a policy of their own each.
+    NetworkMany,
+}
+
+impl Row {
+    /// Whether asking for `asked` asks for this row.
+    fn is_of(self, asked: Self) -> bool {
+        match asked {
+            Self::All => true,
+            Self::Network => {
+                matches!(self, Self::NetworkCreate | Self::NetworkPolicy | Self::NetworkOutbound | Self::NetworkMany)
+            }
+            one => one == self,
+        }
+    }
 }
 
 /// Measures Sandbank.
@@ -116,10 +139,14 @@ struct Options {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, word, port] = arguments.as_slice()
-        && word == "backend"
-    {
-        return backend(port);
+    if let Some(ended) = backend::run(&arguments) {
+        return match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("sandbank-bench {}: {error}", arguments[1]);
+                ExitCode::FAILURE
+            }
+        };
     }
     let options = Options::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
@@ -141,23 +168,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The program that the rows of ports reach: see [`backend::serve`].
-fn backend(port: &str) -> ExitCode {
-    let served = match port.parse() {
-        Ok(port) => backend::serve(port).map_err(|error| error.to_string()),
-        Err(_) => Err(format!("{port:?} is not a port")),
-    };
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sandbank-bench backend: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 /// The rows in the order in which they are measured, as they are called where one fails.
-const ROWS: [(Row, &str); 15] = [
+const ROWS: [(Row, &str); 19] = [
     (Row::Create, "create without a pool"),
     (Row::ClaimAlone, "claim alone"),
     (Row::ClaimExec, "claim + first true"),
@@ -169,15 +181,20 @@ const ROWS: [(Row, &str); 15] = [
     (Row::Build, "unchanged build"),
     (Row::Pull, "pull"),
     (Row::Ports, "ports"),
+    (Row::NetworkCreate, "create with a network"),
+    (Row::NetworkPolicy, "policy change"),
+    (Row::NetworkOutbound, "outbound"),
     (Row::Churn, "create + destroy"),
     (Row::Claim, "claim"),
+    (Row::NetworkMany, "sandboxes with a policy each"),
     (Row::Idle, "idle sandboxes"),
     (Row::Restart, "restart"),
 ];
 
 async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
     match row {
-        Row::All => Ok(Vec::new()),
+        // Groups: their rows have lines of their own in `ROWS`.
+        Row::All | Row::Network => Ok(Vec::new()),
         Row::Create => rows::create(settings).await,
         Row::ClaimAlone => rows::claim_alone(settings).await,
         Row::ClaimExec => rows::claim_exec(settings).await,
@@ -189,6 +206,10 @@ async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
         Row::Build => rows::build(settings).await,
         Row::Pull => rows::pull(settings).await,
         Row::Ports => rows::ports(settings).await,
+        Row::NetworkCreate => rows::network_create(settings).await,
+        Row::NetworkPolicy => rows::network_policy(settings).await,
+        Row::NetworkOutbound => rows::network_outbound(settings).await,
+        Row::NetworkMany => rows::network_many(settings).await,
         Row::Churn => rows::churn(settings).await,
         Row::Claim => rows::claim(settings).await,
         Row::Idle => rows::idle(settings).await,
@@ -197,7 +218,7 @@ async fn measure(row: Row, settings: &Settings) -> Result<Vec<report::Row>> {
 }
 
 async fn run(options: &Options) -> Result<Report> {
-    let wanted = |row: Row| options.rows.contains(&Row::All) || options.rows.contains(&row);
+    let wanted = |row: Row| options.rows.iter().any(|asked| row.is_of(*asked));
     let binary = server::find_binary(options.server.as_deref())?;
     let settings = Settings {
         binary,

@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Settings, claim_one, drain, make_pool, release, warm_now};
+use super::{Settings, claim_one, drain, give_back, make_pool, warm_now};
 use crate::client::Client;
 use crate::report::{Row, Samples};
-use crate::server::Server;
 use crate::{BenchError, Result};
 
 /// Kept-alive connections that claims are spread over.
 const CLAIMERS: usize = 16;
-/// Connections that give sandboxes back.
-const RELEASERS: usize = 4;
 
 /// Both views of the same claims: from the moment the request was sent, and from the moment it was due (so that a stall of the
 /// server is not hidden by requests that waited for it). What was claimed is held until the run is over, as its holders would.
@@ -158,23 +155,6 @@ impl Claims {
         self.empty += other.empty;
         self.held.extend(other.held);
     }
-}
-
-async fn give_back(server: &Server, held: Vec<String>) -> Result<()> {
-    let mut releasers = Vec::new();
-    for part in held.chunks(held.len().div_ceil(RELEASERS).max(1)) {
-        let (mut client, part) = (server.client().await?, part.to_vec());
-        releasers.push(tokio::spawn(async move {
-            for id in part {
-                release(&mut client, &id).await?;
-            }
-            Ok::<_, BenchError>(())
-        }));
-    }
-    for releaser in releasers {
-        releaser.await.map_err(|error| BenchError::new(error.to_string()))??;
-    }
-    Ok(())
 }
 
 type Shared<T> = Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<T>>>;

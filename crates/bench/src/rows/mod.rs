@@ -5,6 +5,7 @@ mod claim;
 mod files;
 mod idle;
 mod images;
+mod network;
 mod ports;
 mod pull;
 mod restart;
@@ -15,6 +16,7 @@ pub(crate) use claim::{claim, claim_alone};
 pub(crate) use files::files;
 pub(crate) use idle::idle;
 pub(crate) use images::{build, commit, layers};
+pub(crate) use network::{network_create, network_many, network_outbound, network_policy};
 pub(crate) use ports::ports;
 pub(crate) use pull::pull;
 pub(crate) use restart::restart;
@@ -53,6 +55,15 @@ impl Settings {
     pub(crate) async fn server_with(&self, config: &str) -> Result<Server> {
         Server::start(&self.binary, self.data_dir.as_deref(), config).await
     }
+
+    /// One of several servers at the same time: where a data directory was given, each has a part of it.
+    pub(crate) async fn server_beside(&self, part: &str, config: &str) -> Result<Server> {
+        let data_dir = self.data_dir.as_ref().map(|path| path.join(part));
+        if let Some(path) = &data_dir {
+            std::fs::create_dir_all(path)?;
+        }
+        Server::start(&self.binary, data_dir.as_deref(), config).await
+    }
 }
 
 const POOL: &str = "bench";
@@ -61,7 +72,12 @@ const GONE_WAIT: Duration = Duration::from_secs(600);
 
 /// Makes the pool `bench` of the `host` image that keeps `warm` ready, and waits until they are.
 pub(crate) async fn make_pool(client: &mut Client, warm: u32) -> Result<()> {
-    let body = json!({ "name": POOL, "image": "host", "replicas": warm, "replicaMode": "Warm", "memory": "128Mi" });
+    make_pool_of(client, warm, "128Mi").await
+}
+
+/// The same with so much memory for each.
+pub(crate) async fn make_pool_of(client: &mut Client, warm: u32, memory: &str) -> Result<()> {
+    let body = json!({ "name": POOL, "image": "host", "replicas": warm, "replicaMode": "Warm", "memory": memory });
     client.post("/v1/sandboxpools", &body, StatusCode::CREATED).await?;
     wait_warm(client, warm).await
 }
@@ -99,6 +115,18 @@ pub(crate) async fn create_one(client: &mut Client) -> Result<String> {
     id_of(&client.post("/v1/sandboxes", &body, StatusCode::CREATED).await?)
 }
 
+/// Puts this program into a sandbox at `path`, to be run there: the `host` image has the libraries that it needs.
+pub(crate) async fn put_program(client: &mut Client, id: &str, path: &str) -> Result<()> {
+    let program = Bytes::from(std::fs::read(std::env::current_exe()?)?);
+    let (status, answer) = client.raw(Method::PUT, &format!("/v1/sandboxes/{id}/files?path={path}"), full(program)).await?;
+    if status != StatusCode::CREATED {
+        return Err(BenchError::new(format!("the write was answered {status}: {}", String::from_utf8_lossy(&answer))));
+    }
+    let body = json!({ "command": ["chmod", "755", path] });
+    let answer = client.post(&format!("/v1/sandboxes/{id}/exec"), &body, StatusCode::OK).await?;
+    if answer["exitCode"] == 0 { Ok(()) } else { Err(BenchError::new(format!("chmod ended with {answer}"))) }
+}
+
 /// Gives a sandbox back.
 pub(crate) async fn release(client: &mut Client, id: &str) -> Result<()> {
     client.call(Method::DELETE, &format!("/v1/sandboxes/{id}"), None, StatusCode::ACCEPTED).await.map(drop)
@@ -109,6 +137,26 @@ pub(crate) async fn exec_true(client: &mut Client, id: &str) -> Result<()> {
     let body = json!({ "command": ["true"] });
     let answer = client.post(&format!("/v1/sandboxes/{id}/exec"), &body, StatusCode::OK).await?;
     if answer["exitCode"] == 0 { Ok(()) } else { Err(BenchError::new(format!("true ended with {answer}"))) }
+}
+
+/// Gives many back.
+pub(crate) async fn give_back(server: &Server, held: Vec<String>) -> Result<()> {
+    /// Connections that do it.
+    const RELEASERS: usize = 4;
+    let mut releasers = Vec::new();
+    for part in held.chunks(held.len().div_ceil(RELEASERS).max(1)) {
+        let (mut client, part) = (server.client().await?, part.to_vec());
+        releasers.push(tokio::spawn(async move {
+            for id in part {
+                release(&mut client, &id).await?;
+            }
+            Ok::<_, BenchError>(())
+        }));
+    }
+    for releaser in releasers {
+        releaser.await.map_err(|error| BenchError::new(error.to_string()))??;
+    }
+    Ok(())
 }
 
 /// Deletes the pool and waits until nothing of this server's is left on the machine.

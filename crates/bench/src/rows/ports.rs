@@ -5,15 +5,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Settings, id_of, release, wait_gone};
+use super::{Settings, id_of, put_program, release, wait_gone};
 use crate::backend::{BIG_BYTES, SMALL};
-use crate::client::{Client, full};
+use crate::client::Client;
 use crate::report::{Row, Samples};
 use crate::{BenchError, Result};
 
@@ -55,14 +54,10 @@ pub(crate) async fn ports(settings: &Settings) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Puts this program into the sandbox and starts it there: the `host` image has the libraries that it needs.
+/// Starts this program in the sandbox.
 async fn start_inside(client: &mut Client, id: &str) -> Result<()> {
-    let program = Bytes::from(std::fs::read(std::env::current_exe()?)?);
-    let (status, answer) = client.raw(Method::PUT, &format!("/v1/sandboxes/{id}/files?path=/tmp/backend"), full(program)).await?;
-    if status != StatusCode::CREATED {
-        return Err(BenchError::new(format!("the write was answered {status}: {}", String::from_utf8_lossy(&answer))));
-    }
-    let script = format!("chmod 755 /tmp/backend && setsid /tmp/backend backend {PORT} </dev/null >/dev/null 2>&1 &");
+    put_program(client, id, "/tmp/backend").await?;
+    let script = format!("setsid /tmp/backend backend {PORT} </dev/null >/dev/null 2>&1 &");
     let body = json!({ "command": ["sh", "-c", script] });
     client.post(&format!("/v1/sandboxes/{id}/exec"), &body, StatusCode::OK).await.map(drop)
 }
