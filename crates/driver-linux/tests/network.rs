@@ -12,8 +12,8 @@ use outside::{Outside, in_own_network};
 use sandbank_driver::{Capability, DeniedDestination, Driver, DriverEvent};
 use sandbank_driver_linux::doctor::Status;
 use sandbank_model::{
-    AddressRange, Checked, Destination, NameGroup, NamedAddress, NetworkLimits, NetworkPlan, PlanRule, PortRange, Transport,
-    Verdict,
+    AddressRange, Checked, Destination, Flow, NameGroup, NamedAddress, NetworkLimits, NetworkPlan, PlanRule, PortRange,
+    Transport, Verdict,
 };
 use support::{Fixture, Sandbox, event_of, fresh_id, wait_until};
 
@@ -363,6 +363,114 @@ fn nothing_of_a_network_is_left_and_a_restart_finds_it() {
         assert_eq!(fixture.driver().sandbox_at(address), None);
         fixture.driver = None;
         wait_until("the network is as before", || state() == before, || format!("{:#?}\ninstead of\n{before:#?}", state())).await;
+    });
+}
+
+/// Connects to each `address port` of its input; prints 1 where it could and 0 where it was refused.
+const CONNECT_ALL: &str = r#"
+import socket, sys
+for line in sys.argv[1].split(','):
+    address, port = line.split(' ')
+    try:
+        socket.create_connection((address, int(port)), 5).close()
+        print(1, end='')
+    except ConnectionRefusedError:
+        print(0, end='')
+"#;
+
+/// A sequence that is the same in each run: splitmix64.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    /// One of 32 addresses of a family that the far host answers for.
+    fn address(&mut self, v4: bool) -> IpAddr {
+        let last = 16 + self.below(32);
+        let text = if v4 { format!("203.0.113.{last}") } else { format!("2001:db8:1::{last:x}") };
+        text.parse().unwrap()
+    }
+
+    fn port(&mut self) -> u16 {
+        [80, 443, 1000][self.below(3) as usize]
+    }
+
+    fn rule(&mut self) -> PlanRule {
+        let to = match self.below(8) {
+            0 => Destination::Anywhere,
+            1 | 2 => Destination::Named(NameGroup(self.below(3) as u8)),
+            _ => {
+                let mut ranges = Vec::new();
+                for v4 in [true, false] {
+                    let (a, b) = (self.address(v4), self.address(v4));
+                    if !self.one_in(3) {
+                        ranges.push(AddressRange { first: a.min(b), last: a.max(b) });
+                    }
+                }
+                Destination::Addresses(ranges)
+            }
+        };
+        let transport = [None, Some(Transport::Tcp), Some(Transport::Udp)][self.below(3) as usize];
+        let mut ports: Vec<PortRange> = (0..self.below(3)).map(|_| port(self.port())).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if self.one_in(4) {
+            ports = vec![PortRange { first: 81, last: 999 }];
+        }
+        let verdict = if self.one_in(2) { Verdict::Allow } else { Verdict::Deny };
+        PlanRule { to, transport, ports, verdict }
+    }
+}
+
+#[test]
+fn the_kernel_reads_plans_as_the_model_does() {
+    in_own_network(|| async {
+        let far = Outside::new("far", "203.0.113.10", "2001:db8:1::10");
+        far.work(|| {
+            for (v4, v6) in [("203.0.113.16/28", "2001:db8:1::10/124"), ("203.0.113.32/28", "2001:db8:1::20/124")] {
+                outside::ip(&["route", "add", "local", v4, "dev", "lo"]);
+                outside::ip(&["-6", "route", "add", "local", v6, "dev", "lo"]);
+            }
+        });
+        far.serve_anywhere(&[80, 443, 1000]);
+        outside::ip(&["route", "add", "203.0.113.0/26", "via", &far.v4.to_string()]);
+        outside::ip(&["-6", "route", "add", "2001:db8:1::/122", "via", &far.v6.to_string()]);
+        let fixture = Fixture::new().await;
+        let sandbox = create(&fixture, NetworkPlan::closed()).await;
+        let mut chance = Chance(7);
+        for round in 0..40 {
+            let rules = (0..chance.below(7)).map(|_| chance.rule()).collect();
+            let otherwise = if chance.one_in(2) { Verdict::Allow } else { Verdict::Deny };
+            let plan = NetworkPlan { rules, otherwise, ..NetworkPlan::closed() };
+            let life = Duration::from_secs(600);
+            let mut named: Vec<NamedAddress> = Vec::new();
+            for group in (0..3).map(NameGroup) {
+                named.extend((0..8).map(|n| NamedAddress { group, address: chance.address(n % 2 == 0), life }));
+            }
+            fixture.driver().set_network(sandbox.target(), plan.clone(), named.clone()).await.unwrap();
+            let flows: Vec<Flow> = (0..40)
+                .map(|n| Flow { address: chance.address(n % 2 == 0), port: chance.port(), transport: Some(Transport::Tcp) })
+                .collect();
+            let expected: String = flows
+                .iter()
+                .map(|flow| {
+                    let of = named.iter().filter(|one| one.address == flow.address).map(|one| one.group);
+                    if plan.verdict(&of.collect::<Vec<_>>(), flow) == Verdict::Allow { '1' } else { '0' }
+                })
+                .collect();
+            let asked: Vec<String> = flows.iter().map(|flow| format!("{} {}", flow.address, flow.port)).collect();
+            let output = fixture.run(&sandbox, &["python3", "-c", CONNECT_ALL, &asked.join(",")]).await.unwrap();
+            assert_eq!(output.stdout, expected, "round {round}: {plan:#?}\nasked {asked:?}\n{}", output.stderr);
+        }
     });
 }
 

@@ -107,7 +107,7 @@ impl Shared {
 
 fn network_failed(id: SandboxId, step: &str, errno: Errno) -> DriverError {
     match errno {
-        Errno::SRCH | Errno::NOENT => DriverError::Gone { id },
+        Errno::SRCH => DriverError::Gone { id },
         errno => failed(step, errno),
     }
 }

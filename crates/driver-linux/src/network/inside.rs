@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
-use sandbank_model::{NamedAddress, NetworkPlan, Transport, Verdict};
+use sandbank_model::{Flow, NameGroup, NamedAddress, NetworkPlan, Transport, Verdict};
 
 use super::link::{self, INSIDE};
 use super::netlink::Netlink;
@@ -32,13 +32,16 @@ impl SandboxNetwork<'_> {
         let filter = self.netfilter()?;
         let in_force = filter.ask(&nft::get_table(plan::TABLE), nft::read_note).unwrap_or_default();
         if in_force == plan::fingerprint(new, &block) {
-            return if named.is_empty() { Ok(()) } else { filter.request(&plan::open_names(named)) };
+            return filter.request(&plan::open_names(&plan::spoken_of(new, named)));
         }
         filter.request(&plan::install(new, named, &block, mark))?;
         let route = self.open(Netlink::route)?;
         link::limit(&route, name_to_index(route.as_fd(), INSIDE)?, new.limits.out_bytes_per_second)?;
         let diagnosis = self.open(Netlink::sock_diag)?;
-        let forbidden = |address: IpAddr, port: u16| plan::verdict(new, named, address, port, Transport::Tcp) == Verdict::Deny;
+        let forbidden = |address: IpAddr, port: u16| {
+            let groups: Vec<NameGroup> = named.iter().filter(|one| one.address == address).map(|one| one.group).collect();
+            new.verdict(&groups, &Flow { address, port, transport: Some(Transport::Tcp) }) == Verdict::Deny
+        };
         sockets::end(&diagnosis, forbidden)
     }
 

@@ -51,9 +51,14 @@ pub(super) fn install(plan: &NetworkPlan, named: &[NamedAddress], block: &Block,
     writer.base_chains(plan);
     writer.verdict_chains();
     writer.plan(plan);
-    let mut requests = writer.transaction;
-    open(&mut requests, named, plan);
-    requests.finish()
+    open(&mut writer.transaction, &spoken_of(plan, named));
+    writer.transaction.finish()
+}
+
+/// Those in groups that the plan has.
+pub(super) fn spoken_of(plan: &NetworkPlan, named: &[NamedAddress]) -> Vec<NamedAddress> {
+    let known: Vec<NameGroup> = groups(plan).collect();
+    named.iter().filter(|one| known.contains(&one.group)).copied().collect()
 }
 
 /// Tells plans apart: kept with the table, so that a server that comes back sees what is in force. Rules that are written otherwise by
@@ -69,14 +74,12 @@ pub(super) fn fingerprint(plan: &NetworkPlan, block: &Block) -> Vec<u8> {
 /// Opens addresses for names.
 pub(super) fn open_names(named: &[NamedAddress]) -> Requests {
     let mut transaction = Transaction::on(TABLE);
-    for one in named {
-        transaction.renew_address(&name_set(one.group, one.address.is_ipv4()), one.address, one.life);
-    }
+    open(&mut transaction, named);
     transaction.finish()
 }
 
-fn open(transaction: &mut Transaction<'_>, named: &[NamedAddress], plan: &NetworkPlan) {
-    for one in named.iter().filter(|one| groups(plan).any(|group| group == one.group)) {
+fn open(transaction: &mut Transaction<'_>, named: &[NamedAddress]) {
+    for one in named {
         transaction.renew_address(&name_set(one.group, one.address.is_ipv4()), one.address, one.life);
     }
 }
@@ -291,20 +294,6 @@ enum Ports {
     All,
     One(PortRange),
     Set(String),
-}
-
-/// What the rules say of a connection: the same as the kernel's reading of them.
-pub(super) fn verdict(plan: &NetworkPlan, named: &[NamedAddress], address: IpAddr, port: u16, transport: Transport) -> Verdict {
-    let decides = |rule: &&PlanRule| {
-        let there = match &rule.to {
-            Destination::Anywhere => true,
-            Destination::Addresses(ranges) => ranges.iter().any(|range| (range.first..=range.last).contains(&address)),
-            Destination::Named(group) => named.iter().any(|one| one.group == *group && one.address == address),
-        };
-        let port_fits = rule.ports.is_empty() || rule.ports.iter().any(|range| (range.first..=range.last).contains(&port));
-        there && port_fits && rule.transport.is_none_or(|only| only == transport)
-    };
-    plan.rules.iter().find(decides).map_or(plan.otherwise, |rule| rule.verdict)
 }
 
 /// The destination that a refused connection's element stands for: address, then port.

@@ -75,6 +75,16 @@ impl Outside {
         told.recv().expect("the job did not panic")
     }
 
+    /// Accepts connections to these TCP ports of every address that leads there.
+    pub(crate) fn serve_anywhere(&self, ports: &[u16]) {
+        for port in ports.iter().copied() {
+            self.work(move || {
+                let listener = TcpListener::bind(SocketAddr::new(IpAddr::from([0_u16; 8]), port)).unwrap();
+                std::thread::spawn(move || listener.incoming().for_each(drop));
+            });
+        }
+    }
+
     /// Whoever connects to this TCP port is told by what address it is seen, and gets back what it sends.
     pub(crate) fn serve(&self, port: u16) {
         for address in [self.v4, self.v6] {
