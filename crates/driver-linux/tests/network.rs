@@ -109,6 +109,10 @@ fn the_host_other_sandboxes_and_forged_addresses_are_out_of_reach() {
         let fixture = Fixture::new().await;
         let services = fixture.driver().network_services().unwrap();
         let (a, b) = (create(&fixture, open()).await, create(&fixture, open()).await);
+        for (address, own) in [("203.0.113.1", true), ("2001:db8:1::1", true), ("127.9.9.9", true), ("203.0.113.10", false)] {
+            assert_eq!(fixture.driver().is_own_address(address.parse().unwrap()), own, "{address}");
+        }
+        assert!(!fixture.driver().is_own_address("198.51.100.1".parse().unwrap()), "there is no route there");
         // The host listens everywhere, and so does the other sandbox.
         let host = std::net::TcpListener::bind("[::]:4444").unwrap();
         let script = "nohup python3 -m http.server 4444 --bind :: >/dev/null 2>&1 & \

@@ -354,6 +354,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Whether this is an address of the machine itself: one that sandboxes must not reach through the host's services either.
+    fn is_own_address(&self, _address: IpAddr) -> bool {
+        false
+    }
+
     /// What crossed its network interface.
     async fn traffic(&self, _target: Target<'_>) -> Result<Traffic, DriverError> {
         Err(DriverError::Unsupported { capability: Capability::Network })

@@ -485,6 +485,10 @@ impl Driver for LinuxDriver {
         self.shared.sandbox_at(source)
     }
 
+    fn is_own_address(&self, address: IpAddr) -> bool {
+        HostNetwork::is_own_address(address)
+    }
+
     async fn traffic(&self, target: Target<'_>) -> Result<Traffic, DriverError> {
         self.shared.traffic(&*self.shared.get(target.id)?)
     }

@@ -87,6 +87,15 @@ impl HostNetwork {
         &self.prefix
     }
 
+    /// Whether packets to this address stay on the host, as its routes say now. What cannot be found out counts as the host's.
+    pub(crate) fn is_own_address(address: IpAddr) -> bool {
+        match Netlink::route().and_then(|netlink| link::is_local(&netlink, address)) {
+            // There is no way there, so it is nobody's.
+            Err(Errno::NETUNREACH | Errno::HOSTUNREACH) => false,
+            result => result.unwrap_or(true),
+        }
+    }
+
     /// Bytes out of a sandbox and into it.
     pub(crate) fn traffic(&self, number: u16) -> Result<(u64, u64), Errno> {
         let link = link::get(&Netlink::route()?, &interface_name(&self.prefix, number))?;

@@ -256,6 +256,16 @@ pub(super) fn routes(netlink: &Netlink) -> Result<Vec<(IpAddr, u8)>, Errno> {
     Ok(routes)
 }
 
+/// Whether packets to this address would stay on this host.
+pub(super) fn is_local(netlink: &Netlink, address: IpAddr) -> Result<bool, Errno> {
+    // Where the type lies in `struct rtmsg`.
+    const TYPE: usize = 7;
+    let mut requests = Requests::default();
+    let header = [family(address), whole(address), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    requests.add(libc::RTM_GETROUTE, 0, &header, |a| a.address(libc::RTA_DST, address));
+    netlink.ask(&requests, |body| body.get(TYPE).map(|kind| *kind == libc::RTN_LOCAL))
+}
+
 /// An address as netlink writes it.
 pub(super) fn to_address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {

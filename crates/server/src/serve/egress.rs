@@ -100,7 +100,7 @@ impl Directory for Sandboxes {
     fn sandbox_at(&self, source: IpAddr) -> Option<Arc<dyn SandboxNetwork>> {
         let id = self.driver.sandbox_at(source)?;
         let active = self.control.network_of(id)?;
-        Some(Arc::new(Network { id, active, control: self.control.clone() }))
+        Some(Arc::new(Network { id, active, control: self.control.clone(), driver: Arc::clone(&self.driver) }))
     }
 }
 
@@ -109,6 +109,7 @@ struct Network {
     id: SandboxId,
     active: Arc<ActiveNetwork>,
     control: Control,
+    driver: Arc<dyn Driver>,
 }
 
 #[async_trait]
@@ -126,10 +127,16 @@ impl SandboxNetwork for Network {
     }
 
     fn resolved_verdict(&self, name: &str, address: IpAddr, port: Option<u16>) -> Verdict {
+        if self.driver.is_own_address(address) {
+            return Verdict::Deny;
+        }
         self.active.resolved_verdict(name, address, port)
     }
 
     fn address_verdict(&self, address: IpAddr, port: u16) -> Verdict {
+        if self.driver.is_own_address(address) {
+            return Verdict::Deny;
+        }
         self.active.address_verdict(address, port)
     }
 
