@@ -101,7 +101,7 @@ impl Inner {
         if terms.network().is_some() {
             // Before anybody knows of it: nothing of the holder's runs under what the pool allowed.
             let _exclusive = self.sandbox_locks.lock(held.sandbox().id).await;
-            self.enforce_network(held.sandbox()).await?;
+            self.put_in_force(held.sandbox()).await?;
         }
         Ok(Some(held))
     }

@@ -89,6 +89,7 @@ impl Control {
             }
         };
         inner.activity.touch(id, inner.now());
+        inner.trust_again(&resumed).await;
         telemetry::stage("resume", begun.elapsed());
         inner.view(resumed).await
     }

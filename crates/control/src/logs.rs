@@ -3,7 +3,7 @@
 //! While the sandbox lives, the agent keeps the last part of the output. When it ends, the last [`KEPT_BYTES`] are kept here, in
 //! memory, for as many sandboxes as [`KEPT_TOTAL_BYTES`] and [`KEPT_ENTRIES`] allow; a restart forgets them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -182,12 +182,20 @@ fn attach_command(no_follow: bool) -> AttachProcess {
 }
 
 impl Inner {
-    /// Starts the sandbox's own command. Nobody is connected to it: it lives as long as the sandbox.
-    pub(crate) async fn start_command(&self, driver: &dyn Driver, sandbox: &Sandbox, handle: &DriverHandle) -> Result<()> {
+    /// Starts the sandbox's own command, with what the spec says over `env`. Nobody is connected to it: it lives as long as the
+    /// sandbox.
+    pub(crate) async fn start_command(
+        &self,
+        driver: &dyn Driver,
+        sandbox: &Sandbox,
+        handle: &DriverHandle,
+        mut env: BTreeMap<String, String>,
+    ) -> Result<()> {
         let spec = &sandbox.spec;
+        env.extend(spec.env.clone());
         let start = StartProcess {
             argv: spec.command.clone(),
-            env: spec.env.clone(),
+            env,
             cwd: spec.workdir.clone(),
             user: spec.user.clone(),
             tag: Some(COMMAND_TAG.to_owned()),

@@ -218,8 +218,9 @@ impl Inner {
         let network = self.admit_network(sandbox, terms.and_then(LeaseTerms::network)).await?;
         let request = CreateRequest { id: sandbox.id, spec: sandbox.spec.clone(), image, network };
         let handle = create_in_time(driver.as_ref(), request, place).await?;
+        let trust = self.trust_in_force(sandbox.id, driver.as_ref(), &handle).await?;
         if !sandbox.spec.command.is_empty() {
-            self.start_command(driver.as_ref(), sandbox, &handle).await?;
+            self.start_command(driver.as_ref(), sandbox, &handle, trust).await?;
         }
         Ok(handle)
     }

@@ -129,7 +129,10 @@ impl Control {
         let begun = Instant::now();
         let inner = &self.inner;
         let sandbox = inner.running(caller, id).await?;
-        let start = start_of(&sandbox, exec)?;
+        let mut start = start_of(&sandbox, exec)?;
+        for (name, value) in inner.trust_again(&sandbox).await {
+            start.env.entry(name).or_insert(value);
+        }
         let connection = inner.open_in(&sandbox, &Request::Start(Box::new(start))).await?;
         let stream = inner.process_stream(id, connection).await?;
         telemetry::stage("exec", begun.elapsed());

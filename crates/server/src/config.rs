@@ -16,6 +16,7 @@ use serde::Deserialize;
 use crate::failure::{Failure, Result};
 use images::Images;
 use network::Network;
+pub(crate) use network::Outbound;
 use ports::Ports;
 
 /// Where the server listens unless told otherwise.
@@ -242,6 +243,8 @@ pub(crate) struct Config {
     pub(crate) disk_watch_period: Duration,
     /// Whether sandboxes have a network, where the machine lets us make one.
     pub(crate) network: bool,
+    /// How what leaves sandboxes by name reaches the outside.
+    pub(crate) outbound: Outbound,
     /// Domains that ports have names under.
     pub(crate) port_domains: Vec<String>,
     /// Logging.
@@ -275,6 +278,7 @@ impl Config {
             connections_max: positive("limits.connections_max", file.limits.connections_max)?,
             disk_watch_period: duration("linux.disk_watch_period", &file.linux.disk_watch_period)?,
             network: file.network.enabled,
+            outbound: file.network.outbound()?,
             port_domains: file.ports.domains()?,
             log: file.log,
             settings,

@@ -12,6 +12,7 @@ use tokio::sync::broadcast;
 
 use super::denied::Denials;
 use super::opened::Opened;
+use super::trust::Trusted;
 
 /// Changes that a slow listener may fall behind.
 const CHANGES_KEPT: usize = 1024;
@@ -125,6 +126,8 @@ pub(super) struct Entry {
     pub(super) gate: Arc<tokio::sync::RwLock<()>>,
     /// What was opened for names.
     pub(super) opened: Arc<Opened>,
+    /// How the sandbox trusts the server's authority, once it does.
+    pub(super) trusted: Arc<tokio::sync::Mutex<Option<Trusted>>>,
 }
 
 /// All live sandboxes' networks. An entry comes with a sandbox's making or adoption and goes with its end.
@@ -177,7 +180,8 @@ impl Networks {
         match entries.get_mut(&id) {
             Some(entry) => entry.active = active,
             None => {
-                entries.insert(id, Entry { active, gate: Arc::default(), opened: Arc::default() });
+                let entry = Entry { active, gate: Arc::default(), opened: Arc::default(), trusted: Arc::default() };
+                entries.insert(id, entry);
             }
         }
     }

@@ -8,6 +8,7 @@ mod denied;
 mod directory;
 mod opened;
 mod sealing;
+mod trust;
 
 pub use directory::ActiveNetwork;
 pub(crate) use directory::Networks;
@@ -147,7 +148,15 @@ impl Inner {
     /// the default is what nobody asked for.
     pub(crate) async fn check_network(&self, driver: &str, tenant: TenantId, policy: Option<&Arc<NetworkPolicy>>) -> Result<()> {
         let Some(policy) = policy else { return Ok(()) };
-        if self.driver(driver)?.capabilities().has(Capability::Network) || policy.reaches_nothing() {
+        let capabilities = self.driver(driver)?.capabilities();
+        if capabilities.has(Capability::Network) && !policy.headers.is_empty() && !capabilities.has(Capability::Files) {
+            let message = format!(
+                "headers are not possible: the driver {driver} writes no files, so that its sandboxes cannot be made to trust this \
+                 server's certificate authority; leave headers out"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        if capabilities.has(Capability::Network) || policy.reaches_nothing() {
             return Ok(());
         }
         if *policy == self.default_network(tenant).await?.policy {
@@ -193,7 +202,7 @@ impl Inner {
                 Ok(Some(command.clone()))
             })
             .await?;
-        if let Err(error) = self.enforce_network(&written).await {
+        if let Err(error) = self.put_in_force(&written).await {
             self.take_back(id, &policy, before).await;
             let message = format!("the network policy could not be put in force and is as it was: {}", error.message);
             return Err(Error { message, ..error });
@@ -220,6 +229,14 @@ impl Inner {
             tracing::warn!(sandbox = %id, error = %error, "a network policy could not be put back yet; it is tried again");
             self.enforce_later(id);
         }
+    }
+
+    /// As [`Inner::enforce_network`], and what runs inside trusts whoever speaks for hosts that get headers. That comes first: what
+    /// fails has changed nothing that is in force.
+    pub(crate) async fn put_in_force(self: &Arc<Self>, sandbox: &Sandbox) -> Result<()> {
+        let policy = self.network_view(sandbox).await?.policy;
+        self.trust_for(sandbox, &policy).await?;
+        self.enforce_network(sandbox).await
     }
 
     /// Tells services and the driver what the record says. The caller holds the sandbox's lock.
@@ -282,7 +299,7 @@ impl Inner {
     async fn enforce_again(self: &Arc<Self>, id: SandboxId) -> Result<()> {
         let _exclusive = self.sandbox_locks.lock(id).await;
         match self.record(id).await? {
-            Some(sandbox) if sandbox.state.is_live() && sandbox.handle.is_some() => self.enforce_network(&sandbox).await,
+            Some(sandbox) if sandbox.state.is_live() && sandbox.handle.is_some() => self.put_in_force(&sandbox).await,
             _ => Ok(()),
         }
     }

@@ -42,6 +42,9 @@ pub struct NetworkSettings {
     pub default_policy: Arc<NetworkPolicy>,
     /// Ranges that are denied to everybody elsewhere (private ones, say) and of which policies decide here.
     pub allow_private: Vec<Cidr>,
+    /// Certificate in PEM of the authority that signs for hosts whose requests get headers. Sandboxes whose policy adds headers are
+    /// made to trust it; `None`: nobody adds any.
+    pub authority_pem: Option<Arc<str>>,
 }
 
 impl NetworkSettings {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sandbank_agent_protocol::{OpenMode, ReadFile, WriteFile};
 use sandbank_control::{
-    Caller, Claim, CreateSandbox, CreateSource, ErrorKind, Fork, HeaderValue, LeaseRequest, NetworkRequest, NetworkSettings,
+    Caller, Claim, CreateSandbox, CreateSource, ErrorKind, Exec, Fork, HeaderValue, LeaseRequest, NetworkRequest, NetworkSettings,
     NetworkSource, NetworkTraffic, PoolChange, PoolRequest, TemplateRequest, TemplateSource, WhenEmpty,
 };
 use sandbank_driver::{Capability, DeniedDestination, DriverEvent, Method, Traffic};
@@ -15,7 +16,7 @@ use sandbank_model::{
     Transport, Verdict,
 };
 
-use crate::support::{World, claim, create, eventually, pool_name, pool_request, settings, template_request};
+use crate::support::{World, claim, create, eventually, exec, pool_name, pool_request, settings, template_request};
 
 fn request(internet: bool, allow: &[&str], deny: &[&str]) -> NetworkRequest {
     let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -61,7 +62,7 @@ async fn holds(world: &World, user: &Caller, id: SandboxId, expected: &NetworkRe
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_nearest_word_decides() {
     let default_policy = Arc::new(NetworkPolicy { deny: vec!["*:25".parse().unwrap()], ..NetworkPolicy::default() });
-    let network = NetworkSettings { default_policy, allow_private: Vec::new() };
+    let network = NetworkSettings { default_policy, ..NetworkSettings::default() };
     let world = World::with(sandbank_control::Settings { network, ..settings() }).await;
     let (admin, user) = (world.admin().await, world.owner("ann").await);
     let source = |id| {
@@ -559,4 +560,119 @@ async fn an_answer_waits_for_a_change_that_is_under_way() {
     update.await.unwrap().unwrap();
     assert!(!world.control.network_open(id, &before, "b.example", named("b.example")).await.unwrap());
     assert_eq!(world.faults.opened(id).len(), 1);
+}
+
+const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\nb3Vycw==\n-----END CERTIFICATE-----\n";
+const ROOTS: &str = "-----BEGIN CERTIFICATE-----\nb3RoZXJz\n-----END CERTIFICATE-----\n";
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+async fn with_authority() -> World {
+    let network = NetworkSettings { authority_pem: Some(AUTHORITY.into()), ..NetworkSettings::default() };
+    World::with(sandbank_control::Settings { network, ..settings() }).await
+}
+
+async fn content(world: &World, user: &Caller, id: SandboxId, path: &str) -> Option<String> {
+    let read = ReadFile { path: path.to_owned(), user: None, offset: 0, length: None };
+    let mut reader = match world.control.file_read(user, id, read).await {
+        Err(error) if error.kind == ErrorKind::NotFound => return None,
+        read => read.unwrap(),
+    };
+    let mut content = Vec::new();
+    while let Some(piece) = reader.next().await.unwrap() {
+        content.extend_from_slice(&piece);
+    }
+    Some(String::from_utf8(content).unwrap())
+}
+
+async fn put(world: &World, user: &Caller, id: SandboxId, path: &str, content: impl Into<bytes::Bytes>) {
+    let write = WriteFile { path: path.to_owned(), user: None, mode: None, open: OpenMode::Replace };
+    let mut writer = world.control.file_write(user, id, write).await.unwrap();
+    writer.write(content.into()).await.unwrap();
+    writer.finish().await.unwrap();
+}
+
+/// What a program inside has as its value of this variable.
+async fn variable(world: &World, user: &Caller, id: SandboxId, name: &str, own: Option<&str>) -> Option<String> {
+    let env = own.map(|own| (name.to_owned(), own.to_owned())).into_iter().collect();
+    let exec = Exec { env, ..exec(&["env"]) };
+    let output = world.control.exec_collect(user, id, exec).await.unwrap();
+    let text = String::from_utf8(output.stdout.to_vec()).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+fn set_header() -> NetworkRequest {
+    with_header(HeaderValue::set("Bearer one".to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gets_headers_trusts_the_authority_from_the_beginning() {
+    let world = with_authority().await;
+    let user = world.owner("ann").await;
+    world.pool(&user, "p", 1).await;
+    let made = world.control.create(&user, created_with(set_header())).await.unwrap().sandbox.id;
+    let claimed = world.control.claim(&user, claim_with("p", set_header())).await.unwrap().sandbox.id;
+    for id in [made, claimed] {
+        assert_eq!(content(&world, &user, id, "/etc/sandbank/ca.pem").await.as_deref(), Some(AUTHORITY));
+        assert!(content(&world, &user, id, BUNDLE).await.unwrap().contains(AUTHORITY));
+        assert_eq!(variable(&world, &user, id, "NODE_EXTRA_CA_CERTS", None).await.as_deref(), Some("/etc/sandbank/ca.pem"));
+        // A bundle with nothing else in it takes nobody's own roots away.
+        assert_eq!(variable(&world, &user, id, "SSL_CERT_FILE", None).await, None);
+    }
+    let plain = world.created(&user).await;
+    assert_eq!(content(&world, &user, plain, "/etc/sandbank/ca.pem").await, None);
+    assert_eq!(content(&world, &user, plain, BUNDLE).await, None);
+    assert_eq!(variable(&world, &user, plain, "NODE_EXTRA_CA_CERTS", None).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_authority_joins_the_image_s_roots_once() {
+    let mut world = with_authority().await;
+    let user = world.owner("ann").await;
+    let id = world.created(&user).await;
+    put(&world, &user, id, BUNDLE, ROOTS).await;
+    for _ in 0..2 {
+        world.control.network_update(&user, id, set_header()).await.unwrap();
+    }
+    world.crash().await;
+    world.start_again().await;
+    let found = variable(&world, &user, id, "SSL_CERT_FILE", None).await;
+    assert_eq!(found.as_deref(), Some(BUNDLE), "after a restart too");
+    let bundle = content(&world, &user, id, BUNDLE).await.unwrap();
+    assert!(bundle.starts_with(ROOTS), "{bundle}");
+    assert_eq!(bundle.matches(AUTHORITY).count(), 1, "{bundle}");
+    assert_eq!(variable(&world, &user, id, "SSL_CERT_FILE", Some("/mine")).await.as_deref(), Some("/mine"));
+    world.control.network_update(&user, id, request(true, &[], &[])).await.unwrap();
+    assert_eq!(variable(&world, &user, id, "SSL_CERT_FILE", None).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_sandbox_trusts_the_authority_when_it_is_resumed() {
+    let world = with_authority().await;
+    let user = world.owner("ann").await;
+    let id = world.created(&user).await;
+    world.control.pause(&user, id).await.unwrap();
+    world.control.network_update(&user, id, set_header()).await.unwrap();
+    world.control.resume(&user, id).await.unwrap();
+    assert_eq!(content(&world, &user, id, "/etc/sandbank/ca.pem").await.as_deref(), Some(AUTHORITY));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_nobody_inside_would_trust_are_refused() {
+    let world = with_authority().await;
+    let user = world.owner("ann").await;
+    let id = world.created(&user).await;
+    put(&world, &user, id, BUNDLE, vec![b'x'; 5 * 1024 * 1024]).await;
+    let before = request(true, &[], &[]);
+    let error = world.control.network_update(&user, id, set_header()).await.unwrap_err();
+    assert!(error.message.contains("certificate authority") && error.message.contains("is as it was"), "{error}");
+    holds(&world, &user, id, &before).await;
+    put(&world, &user, id, BUNDLE, ROOTS).await;
+    put(&world, &user, id, "/etc/sandbank", "in the way").await;
+    world.control.network_update(&user, id, set_header()).await.unwrap_err();
+    holds(&world, &user, id, &before).await;
+
+    let blind = World::without(&[Capability::Files]).await;
+    let user = blind.owner("ann").await;
+    let error = blind.control.create(&user, created_with(set_header())).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
 }

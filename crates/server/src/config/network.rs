@@ -1,5 +1,7 @@
 //! `[network]`: what sandboxes may reach that say nothing of it, and what policies decide of at all.
 
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sandbank_control::NetworkSettings;
@@ -7,6 +9,8 @@ use sandbank_model::{Cidr, InvalidRule, NetworkLimits, NetworkPolicy, NetworkRul
 use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
+
+const DNS_PORT: u16 = 53;
 
 /// The network of sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -16,8 +20,21 @@ pub(crate) struct Network {
     pub(crate) enabled: bool,
     /// Ranges that are closed to sandboxes everywhere else (private ones, link-local, reserved) and of which policies decide here.
     pub(crate) allow_private: Vec<String>,
+    /// DNS servers that sandboxes' names are resolved with; none: those of the host.
+    pub(crate) resolvers: Vec<String>,
+    /// PEM file with certificate authorities that the proxy trusts besides the system's.
+    pub(crate) extra_roots: Option<PathBuf>,
     /// What sandboxes may reach that say nothing of it.
     pub(crate) default_policy: DefaultPolicy,
+}
+
+/// How the host's services for what leaves sandboxes reach the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Outbound {
+    /// DNS servers; none: those of the host.
+    pub(crate) resolvers: Vec<SocketAddr>,
+    /// PEM file with certificate authorities that are trusted besides the system's.
+    pub(crate) extra_roots: Option<PathBuf>,
 }
 
 /// A policy in the words of the API, without headers: secrets have no place in this file.
@@ -40,7 +57,8 @@ pub(crate) struct DefaultPolicy {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { enabled: true, allow_private: Vec::new(), default_policy: DefaultPolicy::default() }
+        let (allow_private, resolvers) = (Vec::new(), Vec::new());
+        Self { enabled: true, allow_private, resolvers, extra_roots: None, default_policy: DefaultPolicy::default() }
     }
 }
 
@@ -53,14 +71,33 @@ impl Default for DefaultPolicy {
 
 impl Network {
     /// Checks it.
+    pub(super) fn outbound(&self) -> Result<Outbound> {
+        let resolvers = self.resolvers.iter().enumerate().map(resolver).collect::<Result<_>>()?;
+        Ok(Outbound { resolvers, extra_roots: self.extra_roots.clone() })
+    }
+
+    /// Checks it.
     pub(super) fn settings(&self) -> Result<NetworkSettings> {
-        let Self { enabled: _, allow_private, default_policy } = self;
+        let Self { enabled: _, allow_private, resolvers: _, extra_roots: _, default_policy } = self;
         let cidr = |(at, text): (usize, &String)| -> Result<Cidr> {
             text.parse().map_err(|error: InvalidRule| Failure::new(format!("network.allow_private[{at}]: {error}")))
         };
         let allow_private = allow_private.iter().enumerate().map(cidr).collect::<Result<_>>()?;
-        Ok(NetworkSettings { default_policy: Arc::new(default_policy.model()?), allow_private })
+        Ok(NetworkSettings {
+            default_policy: Arc::new(default_policy.model()?),
+            allow_private,
+            // Known once the data directory is open.
+            authority_pem: None,
+        })
     }
+}
+
+/// An address, with the port of DNS where it names none.
+fn resolver((at, text): (usize, &String)) -> Result<SocketAddr> {
+    let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
+    bare.or_else(|_| text.parse()).map_err(|_| {
+        Failure::new(format!("network.resolvers[{at}]: {text:?} is no address: write 203.0.113.53, 203.0.113.53:53 or [2001:db8::53]:53"))
+    })
 }
 
 impl DefaultPolicy {
@@ -124,5 +161,18 @@ mod tests {
             assert!(error.starts_with(place), "{error}");
         }
         assert!(toml::from_str::<Network>("allow_privat = []").is_err());
+        let error = read("resolvers = [\"9.9.9.9\", \"dns.example\"]").outbound().unwrap_err().to_string();
+        assert!(error.starts_with("network.resolvers[1]: "), "{error}");
+    }
+
+    #[test]
+    fn resolvers_are_addresses_with_or_without_a_port() {
+        let text = "resolvers = [\"203.0.113.53\", \"203.0.113.53:5353\", \"2001:db8::53\", \"[2001:db8::53]:54\"]\n\
+                    extra_roots = \"/etc/company.pem\"";
+        let Outbound { resolvers, extra_roots } = read(text).outbound().unwrap();
+        let spelled: Vec<String> = resolvers.iter().map(SocketAddr::to_string).collect();
+        assert_eq!(spelled, ["203.0.113.53:53", "203.0.113.53:5353", "[2001:db8::53]:53", "[2001:db8::53]:54"]);
+        assert_eq!(extra_roots, Some(PathBuf::from("/etc/company.pem")));
+        assert_eq!(read("").outbound().unwrap(), Outbound::default());
     }
 }

@@ -10,12 +10,13 @@ use sandbank_control::{ActiveNetwork, Control};
 use sandbank_driver::{Driver, NetworkServices};
 use sandbank_egress::{
     CertificateAuthority, Denied, Directory, EgressServices, EgressSettings, EgressSockets, HeaderName, HeaderValue,
-    HeadersError, OpenError, ProxySocket, RequestTarget, SandboxNetwork,
+    HeadersError, OpenError, ProxySocket, RequestTarget, SandboxNetwork, Upstreams,
 };
 use sandbank_model::{NameGroup, NamedAddress, SandboxId, Transport, Verdict};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::broadcast;
 
+use crate::config::Outbound;
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Result};
 
@@ -28,14 +29,28 @@ pub(super) async fn start(
     control: &Control,
     driver: Arc<dyn Driver>,
     authority: CertificateAuthority,
+    outbound: &Outbound,
 ) -> Result<Option<EgressServices>> {
     let Some(services) = driver.network_services() else { return Ok(None) };
     let sockets = sockets(&services).await?;
     let directory = Sandboxes { control: control.clone(), driver };
-    let settings = EgressSettings { authority: Some(Arc::new(authority)), ..EgressSettings::default() };
+    let settings = settings(authority, outbound)?;
     let services = EgressServices::start(sockets, Arc::new(directory), settings)
         .map_err(|error| Failure::new(format!("cannot serve what leaves sandboxes: {error}")))?;
     Ok(Some(services))
+}
+
+fn settings(authority: CertificateAuthority, outbound: &Outbound) -> Result<EgressSettings> {
+    let Outbound { resolvers, extra_roots } = outbound;
+    let mut settings = EgressSettings { authority: Some(Arc::new(authority)), ..EgressSettings::default() };
+    if !resolvers.is_empty() {
+        settings.upstreams = Upstreams::Servers(resolvers.clone());
+    }
+    if let Some(path) = extra_roots {
+        settings.extra_roots_pem = std::fs::read(path)
+            .map_err(|error| Failure::new(format!("network.extra_roots: cannot read {}: {error}", path.display())))?;
+    }
+    Ok(settings)
 }
 
 /// Cuts what is no longer allowed, as long as the services live.

@@ -55,13 +55,14 @@ pub(crate) async fn start(config: &Config, data_dir: &DataDir, admin_key: &str, 
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
     let mut settings = Settings { scratch_dir: data_dir.scratch()?, ..config.settings.clone() };
     settings.builds.contexts_dir = Some(data_dir.path().join("contexts"));
+    let authority = egress::authority(data_dir)?;
+    settings.network.authority_pem = Some(Arc::from(authority.certificate_pem()));
     let control = Control::new(Arc::clone(&store), drivers, clock, entropy, settings, secret_key);
     let failed = |doing: &str, error: sandbank_control::Error| Failure::new(format!("cannot {doing}: {error}"));
     control.ensure_admin_key(admin_key).await.map_err(|error| failed("set the admin key", error))?;
     control.recover().await.map_err(|error| failed("take over what an earlier server left", error))?;
-    let authority = egress::authority(data_dir)?;
     let changes = control.network_changes();
-    if let Some(services) = egress::start(&control, Arc::clone(&driver), authority).await? {
+    if let Some(services) = egress::start(&control, Arc::clone(&driver), authority, &config.outbound).await? {
         tokio::spawn(egress::follow(services, changes));
     }
     let background = control.start();
