@@ -497,6 +497,23 @@ fn the_doctor_sees_a_firewall_in_the_way() {
     });
 }
 
+#[test]
+fn a_host_without_ipv6_gives_sandboxes_ipv4_alone() {
+    in_own_network(|| async {
+        let far = Outside::new("far", "203.0.113.10", "2001:db8:1::10");
+        far.serve(80);
+        for interface in ["all", "default", "lo"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1").unwrap();
+        }
+        let fixture = Fixture::new().await;
+        assert!(fixture.driver().network_services().unwrap().resolvers.iter().all(std::net::SocketAddr::is_ipv4));
+        let sandbox = create(&fixture, open()).await;
+        assert_eq!(connect(&fixture, &sandbox, far.v4, 80).await, "203.0.113.1");
+        assert_eq!(connect(&fixture, &sandbox, far.v6, 80).await, "ENETUNREACH");
+        assert_eq!(fixture.shell(&sandbox, "hostname -I | wc -w").await.stdout.trim(), "1");
+    });
+}
+
 /// Interfaces, addresses, routes and rules of the host.
 fn state() -> Vec<String> {
     let said = |program: &str, arguments: &[&str]| {

@@ -100,7 +100,7 @@ impl Shared {
 
     pub(super) fn network_services(&self) -> Option<NetworkServices> {
         let gateways = self.host_network.as_ref()?.block().gateways();
-        let at = |port| gateways.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let at = |port| gateways.iter().map(|address| SocketAddr::new(*address, port)).collect();
         Some(NetworkServices { resolvers: at(DNS_PORT), http: at(HTTP_PORT), tls: at(TLS_PORT) })
     }
 }

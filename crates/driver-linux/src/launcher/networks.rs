@@ -26,6 +26,10 @@ pub(super) struct Network {
     pub(super) number: Option<u16>,
 }
 
+/// How often the kernel goes on sending what a program left behind that has ended: seconds, not the minutes that are usual, since a
+/// connection that nobody answers keeps the namespace of a destroyed sandbox, with its interfaces and addresses, as long.
+const ORPHAN_RETRIES: &str = "3";
+
 /// The stock.
 pub(super) struct Networks {
     /// The launcher's own, to come back to.
@@ -84,11 +88,12 @@ fn open_current() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Every port and unprivileged ping allowed, since nobody inside has power over the network namespace. `groups`: the ids that may
+/// Every port and unprivileged ping allowed, since nobody inside has power over the network namespace, and orphans given up soon. `groups`: the ids that may
 /// ping. `proc`: the sandbox's own. The host's would keep an entry of the same name for each namespace in one list, and looking it up
 /// would take longer the more sandboxes there are.
 pub(super) fn open_ports(proc: &Path, groups: &str) -> Step<()> {
-    for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups)] {
+    let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", groups), ("tcp_orphan_retries", ORPHAN_RETRIES)];
+    for (file, value) in settings {
         match write_value(&proc.join("sys/net/ipv4").join(file), value) {
             Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {}
             Err(errno) => return Err(errno).at("open the low ports"),

@@ -65,14 +65,18 @@ impl HostNetwork {
             Some(block) => block,
             None => take_block(&netlink, &label, server)?,
         };
-        let host = Self { block, prefix, table: format!("sandbank-{name}") };
-        let [_, v6] = block.gateways();
         let mut requests = Requests::default();
-        link::add_address(&mut requests, v6, LOOPBACK);
-        match netlink.request(&requests) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno).at("add the gateway's IPv6 address"),
+        for v6 in block.gateways().into_iter().filter(IpAddr::is_ipv6) {
+            link::add_address(&mut requests, v6, LOOPBACK);
         }
+        let block = match netlink.request(&requests) {
+            Ok(()) | Err(Errno::EXIST) => block,
+            Err(errno) => {
+                tracing::info!(error = %errno, "this host has no IPv6, so sandboxes have none");
+                block.without_v6()
+            }
+        };
+        let host = Self { block, prefix, table: format!("sandbank-{name}") };
         let filter = Netlink::netfilter().at("speak to the packet filter")?;
         filter.request(&host.rules()).at("put the host's rules in force")?;
         forward().at("forward packets (net.ipv4.ip_forward)")?;

@@ -34,46 +34,56 @@ pub(crate) const DNS_PORT: u16 = 17_053;
 pub(crate) const HTTP_PORT: u16 = 17_080;
 pub(crate) const TLS_PORT: u16 = 17_443;
 
-/// Addresses of one server's sandboxes: 16,384 of them, cut from 10.208.0.0/12 and fd73:616e:6462::/48.
+/// Addresses of one server's sandboxes: 16,384 of them, cut from 10.208.0.0/12 and, on a host that has IPv6, from
+/// fd73:616e:6462::/48.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Block(u8);
+pub(crate) struct Block {
+    number: u8,
+    v6: bool,
+}
 
 impl Block {
     /// How many there are.
     pub(crate) const COUNT: u8 = 64;
-    /// Bits of an IPv4 address that all sandboxes of a block have in common.
-    pub(crate) const BITS_V4: u8 = 18;
-    pub(crate) const BITS_V6: u8 = 64;
+    /// Bits of an address that all sandboxes of a block have in common.
+    const BITS_V4: u8 = 18;
+    const BITS_V6: u8 = 64;
     const FIRST_V4: u32 = u32::from_be_bytes([10, 208, 0, 0]);
     const FIRST_V6: u128 = 0xfd73_616e_6462_0000_0000_0000_0000_0000;
     /// Addresses for sandboxes are counted from 2 to this.
     pub(crate) const LAST: u16 = 0x3ffe;
 
+    /// With both families.
     pub(crate) const fn new(number: u8) -> Self {
-        Self(number % Self::COUNT)
+        Self { number: number % Self::COUNT, v6: true }
     }
 
-    fn v4(self, host: u16) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::from(Self::FIRST_V4 | u32::from(self.0) << 14 | u32::from(host)))
+    /// The same without IPv6.
+    pub(crate) const fn without_v6(self) -> Self {
+        Self { v6: false, ..self }
     }
 
-    fn v6(self, host: u16) -> IpAddr {
-        IpAddr::V6(Ipv6Addr::from(Self::FIRST_V6 | u128::from(self.0) << 64 | u128::from(host)))
+    /// The addresses of one host in it, IPv4 first.
+    fn of(self, host: u16) -> Vec<IpAddr> {
+        let v4 = IpAddr::V4(Ipv4Addr::from(Self::FIRST_V4 | u32::from(self.number) << 14 | u32::from(host)));
+        let v6 = IpAddr::V6(Ipv6Addr::from(Self::FIRST_V6 | u128::from(self.number) << 64 | u128::from(host)));
+        if self.v6 { vec![v4, v6] } else { vec![v4] }
     }
 
-    /// The addresses of the host that sandboxes of this block may speak to.
-    pub(crate) fn gateways(self) -> [IpAddr; 2] {
-        [self.v4(1), self.v6(1)]
+    /// The addresses of the host that sandboxes of this block may speak to, IPv4 first.
+    pub(crate) fn gateways(self) -> Vec<IpAddr> {
+        self.of(1)
     }
 
-    /// The addresses of a sandbox.
-    pub(crate) fn addresses(self, number: u16) -> [IpAddr; 2] {
-        [self.v4(number), self.v6(number)]
+    /// The addresses of a sandbox, in the order of the gateways'.
+    pub(crate) fn addresses(self, number: u16) -> Vec<IpAddr> {
+        self.of(number)
     }
 
     /// The networks.
-    pub(crate) fn networks(self) -> [(IpAddr, u8); 2] {
-        [(self.v4(0), Self::BITS_V4), (self.v6(0), Self::BITS_V6)]
+    pub(crate) fn networks(self) -> Vec<(IpAddr, u8)> {
+        let bits = |address: IpAddr| if address.is_ipv4() { Self::BITS_V4 } else { Self::BITS_V6 };
+        self.of(0).into_iter().map(|address| (address, bits(address))).collect()
     }
 
     /// Which sandbox has this address.
@@ -115,5 +125,8 @@ mod tests {
         assert_eq!(Block::new(63).addresses(Block::LAST)[0].to_string(), "10.223.255.254");
         assert!(a.gateways().iter().all(|gateway| a.number_of(*gateway).is_none()));
         assert_eq!(a.number_of(IpAddr::from([192, 0, 2, 1])), None);
+        let v4_only = a.without_v6();
+        assert_eq!((v4_only.gateways(), v4_only.addresses(300)), (a.gateways()[..1].to_vec(), a.addresses(300)[..1].to_vec()));
+        assert_eq!(v4_only.number_of(a.addresses(300)[1]), None);
     }
 }

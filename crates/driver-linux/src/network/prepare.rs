@@ -38,8 +38,8 @@ impl Workshop {
         let outside = name_to_index(self.host.as_fd(), &interface_name(&self.order.prefix, number))?;
         let mut requests = Requests::default();
         link::bring_up(&mut requests, outside);
-        for address in addresses {
-            link::add_route(&mut requests, address, outside);
+        for address in &addresses {
+            link::add_route(&mut requests, *address, outside);
         }
         self.host.request(&requests)?;
         let here = Netlink::route()?;

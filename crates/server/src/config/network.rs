@@ -96,7 +96,9 @@ impl Network {
 fn resolver((at, text): (usize, &String)) -> Result<SocketAddr> {
     let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
     bare.or_else(|_| text.parse()).map_err(|_| {
-        Failure::new(format!("network.resolvers[{at}]: {text:?} is no address: write 203.0.113.53, 203.0.113.53:53 or [2001:db8::53]:53"))
+        Failure::new(format!(
+            "network.resolvers[{at}]: {text:?} is no address: write 203.0.113.53, 203.0.113.53:53 or [2001:db8::53]:53"
+        ))
     })
 }
 
