@@ -12,7 +12,7 @@ use crate::{BenchError, Result};
 
 /// Bytes of one round: 2 GiB.
 const BYTES: u64 = 2 << 30;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 7;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// One TCP connection to a host beyond this one: from a sandbox, which goes through its policy, the host's forwarding and translation
