@@ -33,7 +33,7 @@ use crate::cgroup::{CgroupBase, CgroupStock};
 use crate::image::{ImageStore, ImportLimits};
 use crate::launch::LauncherClient;
 use crate::manifest::boot_id;
-use crate::network::{HostNetwork, NetworkOrder};
+use crate::network::HostNetwork;
 use crate::ranges::Ranges;
 use crate::remover::Remover;
 use live::Live;
@@ -138,13 +138,13 @@ impl LinuxDriver {
         cgroups.prepare();
         adopt::note_cgroup_directories(&config.data_dir, &cgroups.directories())?;
         let images = ImageStore::open(&config.data_dir)?;
-        let host_network = host_network(&config, &instance_name(&sandboxes));
+        let host_network = network::host(&config, &instance_name(&sandboxes));
         let launcher = LauncherClient::new(
             config.launcher_command.clone(),
             config.data_dir.join("launcher.lock"),
             sandboxes.clone(),
             cgroups.directories(),
-            host_network.as_ref().map(|host| network_order(host, &config)),
+            host_network.as_ref().map(|host| network::order(host, &config)),
         );
         launcher.settle().await?;
         let trash = private_dir(&config.data_dir.join("trash"))?;
@@ -240,28 +240,6 @@ fn capabilities(cgroups: &CgroupBase, network: bool) -> Capabilities {
     let enforced = enforced.into_iter().filter(|(_, controller)| cgroups.enforces(controller)).map(|(capability, _)| capability);
     let network = network.then_some(Capability::Network);
     Capabilities::of([Exec, Files, Ports, Metrics, ImportImage, DiskLimit].into_iter().chain(enforced).chain(network))
-}
-
-/// The host's side of the sandboxes' network. Where it cannot be had, sandboxes reach nothing, and the driver says so.
-fn host_network(config: &LinuxConfig, server: &str) -> Option<HostNetwork> {
-    if !config.network || !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    match HostNetwork::prepare(server) {
-        Ok(network) => Some(network),
-        Err(error) => {
-            tracing::warn!(step = error.step, error = %error.errno, "sandboxes have no network: this machine does not let us make one");
-            None
-        }
-    }
-}
-
-fn network_order(host: &HostNetwork, config: &LinuxConfig) -> NetworkOrder {
-    NetworkOrder { block: host.block(), prefix: host.prefix().to_owned(), plan: config.network_plan.clone() }
-}
-
-fn no_network() -> DriverError {
-    DriverError::Unsupported { capability: Capability::Network }
 }
 
 /// A failed step. What the machine ran out of is said as such.

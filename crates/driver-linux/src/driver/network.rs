@@ -7,17 +7,39 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sandbank_driver::{DeniedDestination, DriverError, DriverEvent, NetworkServices, Traffic};
+use sandbank_driver::{Capability, DeniedDestination, DriverError, DriverEvent, NetworkServices, Traffic};
 use sandbank_model::{NamedAddress, NetworkPlan, SandboxId};
 
 use super::live::Live;
-use super::{Shared, blocking, failed};
-use crate::network::{DNS_PORT, HTTP_PORT, HostNetwork, SandboxNetwork, TLS_PORT};
+use super::{LinuxConfig, Shared, blocking, failed};
+use crate::network::{DNS_PORT, HTTP_PORT, HostNetwork, NetworkOrder, SandboxNetwork, TLS_PORT};
 
 /// How often every sandbox is asked for connections that were refused.
 const DENIED_PERIOD: Duration = Duration::from_secs(5);
 /// A destination is told of again after this long: longer than the kernel remembers one.
 const DENIED_AGAIN: Duration = Duration::from_secs(90);
+
+/// The host's side of the sandboxes' network. Where it cannot be had, sandboxes reach nothing, and the driver says so.
+pub(super) fn host(config: &LinuxConfig, server: &str) -> Option<HostNetwork> {
+    if !config.network || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    match HostNetwork::prepare(server) {
+        Ok(network) => Some(network),
+        Err(error) => {
+            tracing::warn!(step = error.step, error = %error.errno, "sandboxes have no network: this machine does not let us make one");
+            None
+        }
+    }
+}
+
+pub(super) fn order(host: &HostNetwork, config: &LinuxConfig) -> NetworkOrder {
+    NetworkOrder { block: host.block(), prefix: host.prefix().to_owned(), plan: config.network_plan.clone() }
+}
+
+fn no_network() -> DriverError {
+    DriverError::Unsupported { capability: Capability::Network }
+}
 
 /// Whose addresses are whose.
 pub(super) type Numbers = HashMap<u16, SandboxId>;
@@ -94,7 +116,7 @@ impl Shared {
             (Some(host), Some(number), Some(home)) => {
                 Ok((host, number, SandboxNetwork { process: live.pidfd.get_ref().as_fd(), home: home.as_fd() }))
             }
-            _ => Err(super::no_network()),
+            _ => Err(no_network()),
         }
     }
 
