@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sandbank_agent_protocol::{OpenMode, ReadFile, WriteFile};
 use sandbank_control::{
-    Caller, Claim, CreateSandbox, CreateSource, ErrorKind, Exec, Fork, HeaderValue, LeaseRequest, NetworkRequest, NetworkSettings,
-    NetworkSource, NetworkTraffic, PoolChange, PoolRequest, TemplateRequest, TemplateSource, WhenEmpty,
+    Caller, Claim, CreateSandbox, CreateSource, ErrorKind, Exec, Fork, HeaderValue, LeaseRequest, NetworkRequest,
+    NetworkSettings, NetworkSource, NetworkTraffic, PoolChange, PoolRequest, TemplateRequest, TemplateSource, WhenEmpty,
 };
 use sandbank_driver::{Capability, DeniedDestination, DriverEvent, Method, Traffic};
 use sandbank_model::{
