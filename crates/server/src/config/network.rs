@@ -33,8 +33,8 @@ pub(crate) struct Network {
 pub(crate) struct Outbound {
     /// DNS servers; none: those of the host.
     pub(crate) resolvers: Vec<SocketAddr>,
-    /// PEM file with certificate authorities that are trusted besides the system's.
-    pub(crate) extra_roots: Option<PathBuf>,
+    /// Certificate authorities in PEM that are trusted besides the system's.
+    pub(crate) extra_roots_pem: Vec<u8>,
 }
 
 /// A policy in the words of the API, without headers: secrets have no place in this file.
@@ -73,7 +73,12 @@ impl Network {
     /// Checks it.
     pub(super) fn outbound(&self) -> Result<Outbound> {
         let resolvers = self.resolvers.iter().enumerate().map(resolver).collect::<Result<_>>()?;
-        Ok(Outbound { resolvers, extra_roots: self.extra_roots.clone() })
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|error| Failure::new(format!("network.extra_roots: cannot read {}: {error}", path.display())))
+        };
+        let extra_roots_pem = self.extra_roots.as_ref().map(read).transpose()?.unwrap_or_default();
+        Ok(Outbound { resolvers, extra_roots_pem })
     }
 
     /// Checks it.
@@ -169,12 +174,21 @@ mod tests {
 
     #[test]
     fn resolvers_are_addresses_with_or_without_a_port() {
-        let text = "resolvers = [\"203.0.113.53\", \"203.0.113.53:5353\", \"2001:db8::53\", \"[2001:db8::53]:54\"]\n\
-                    extra_roots = \"/etc/company.pem\"";
-        let Outbound { resolvers, extra_roots } = read(text).outbound().unwrap();
+        let text = "resolvers = [\"203.0.113.53\", \"203.0.113.53:5353\", \"2001:db8::53\", \"[2001:db8::53]:54\"]";
+        let Outbound { resolvers, extra_roots_pem: _ } = read(text).outbound().unwrap();
         let spelled: Vec<String> = resolvers.iter().map(SocketAddr::to_string).collect();
         assert_eq!(spelled, ["203.0.113.53:53", "203.0.113.53:5353", "[2001:db8::53]:53", "[2001:db8::53]:54"]);
-        assert_eq!(extra_roots, Some(PathBuf::from("/etc/company.pem")));
         assert_eq!(read("").outbound().unwrap(), Outbound::default());
+    }
+
+    #[test]
+    fn roots_are_read_from_their_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("company.pem");
+        let text = format!("extra_roots = {file:?}");
+        let error = read(&text).outbound().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("network.extra_roots: cannot read {}: ", file.display())), "{error}");
+        std::fs::write(&file, "a certificate").unwrap();
+        assert_eq!(read(&text).outbound().unwrap().extra_roots_pem, b"a certificate");
     }
 }

@@ -34,23 +34,17 @@ pub(super) async fn start(
     let Some(services) = driver.network_services() else { return Ok(None) };
     let sockets = sockets(&services).await?;
     let directory = Sandboxes { control: control.clone(), driver };
-    let settings = settings(authority, outbound)?;
+    let settings = settings(authority, outbound);
     let services = EgressServices::start(sockets, Arc::new(directory), settings)
         .map_err(|error| Failure::new(format!("cannot serve what leaves sandboxes: {error}")))?;
     Ok(Some(services))
 }
 
-fn settings(authority: CertificateAuthority, outbound: &Outbound) -> Result<EgressSettings> {
-    let Outbound { resolvers, extra_roots } = outbound;
-    let mut settings = EgressSettings { authority: Some(Arc::new(authority)), ..EgressSettings::default() };
-    if !resolvers.is_empty() {
-        settings.upstreams = Upstreams::Servers(resolvers.clone());
-    }
-    if let Some(path) = extra_roots {
-        settings.extra_roots_pem = std::fs::read(path)
-            .map_err(|error| Failure::new(format!("network.extra_roots: cannot read {}: {error}", path.display())))?;
-    }
-    Ok(settings)
+fn settings(authority: CertificateAuthority, outbound: &Outbound) -> EgressSettings {
+    let Outbound { resolvers, extra_roots_pem } = outbound.clone();
+    let default = EgressSettings::default();
+    let upstreams = if resolvers.is_empty() { default.upstreams } else { Upstreams::Servers(resolvers) };
+    EgressSettings { upstreams, authority: Some(Arc::new(authority)), extra_roots_pem, ..EgressSettings::default() }
 }
 
 /// Cuts what is no longer allowed, as long as the services live.
