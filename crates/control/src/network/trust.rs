@@ -115,7 +115,12 @@ impl Inner {
                  certificates: {}",
                 error.message
             );
-            Error { message, ..error }
+            // It is about a file inside, and must not read as if the sandbox were missing or another's.
+            let kind = match error.kind {
+                ErrorKind::NotFound | ErrorKind::Forbidden | ErrorKind::Conflict => ErrorKind::Invalid,
+                kind => kind,
+            };
+            Error { kind, message, ..error }
         })
     }
 }

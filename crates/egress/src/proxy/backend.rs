@@ -52,7 +52,11 @@ impl Outside {
     pub(crate) fn new(settings: &EgressSettings) -> Result<Self, EgressError> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for certificate in CertificateDer::pem_slice_iter(&settings.extra_roots_pem) {
+        let extra: Vec<_> = CertificateDer::pem_slice_iter(&settings.extra_roots_pem).collect();
+        if extra.is_empty() && !settings.extra_roots_pem.is_empty() {
+            return Err(EgressError::ExtraRoots("there is no certificate in them".to_owned()));
+        }
+        for certificate in extra {
             let certificate = certificate.map_err(|error| EgressError::ExtraRoots(error.to_string()))?;
             roots.add(certificate).map_err(|error| EgressError::ExtraRoots(error.to_string()))?;
         }
