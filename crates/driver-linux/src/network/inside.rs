@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
@@ -11,6 +13,25 @@ use super::link::{self, INSIDE};
 use super::netlink::Netlink;
 use super::{Block, nft, plan, sockets};
 use crate::sys;
+
+/// Sockets that wait to be closed; more of them are closed where they are.
+const CLOSING_MAX: usize = 256;
+
+/// Closes a socket to the packet filter in a thread of its own: the kernel has closing wait until what was removed in the namespace is
+/// gone for good, which takes it some ten milliseconds.
+fn close_later(socket: Netlink) {
+    static CLOSER: OnceLock<Option<SyncSender<Netlink>>> = OnceLock::new();
+    let closer = CLOSER.get_or_init(|| {
+        let (sender, closing) = sync_channel::<Netlink>(CLOSING_MAX);
+        let thread =
+            std::thread::Builder::new().name("netlink-close".to_owned()).spawn(move || closing.into_iter().for_each(drop));
+        thread.ok().map(|_| sender)
+    });
+    if let Some(closer) = closer {
+        // What comes back is dropped here.
+        let _ = closer.try_send(socket);
+    }
+}
 
 /// The network namespace of a sandbox, entered for one thing at a time.
 pub(crate) struct SandboxNetwork<'a> {
@@ -29,12 +50,16 @@ impl SandboxNetwork<'_> {
     /// Puts a plan in force, with addresses opened for names; connections that it no longer allows end. The mark must not have been
     /// used for this sandbox before. A plan that is in force already stays as it is, and what was opened under it stays open.
     pub(crate) fn install(&self, new: &NetworkPlan, named: &[NamedAddress], block: Block, mark: u32) -> Result<(), Errno> {
-        let filter = self.netfilter()?;
-        let in_force = filter.ask(&nft::get_table(plan::TABLE), nft::read_note).unwrap_or_default();
-        if in_force == plan::fingerprint(new, &block) {
-            return filter.request(&plan::open_names(&plan::spoken_of(new, named)));
+        let is_new = self.with_filter(|filter| {
+            let in_force = filter.ask(&nft::get_table(plan::TABLE), nft::read_note).unwrap_or_default();
+            if in_force == plan::fingerprint(new, &block) {
+                return filter.request(&plan::open_names(&plan::spoken_of(new, named))).map(|()| false);
+            }
+            filter.request(&plan::install(new, named, &block, mark)).map(|()| true)
+        })?;
+        if !is_new {
+            return Ok(());
         }
-        filter.request(&plan::install(new, named, &block, mark))?;
         let route = self.open(Netlink::route)?;
         link::limit(&route, name_to_index(route.as_fd(), INSIDE)?, new.limits.out_bytes_per_second)?;
         let diagnosis = self.open(Netlink::sock_diag)?;
@@ -47,7 +72,7 @@ impl SandboxNetwork<'_> {
 
     /// Opens addresses. What the plan in force does not speak of is left out.
     pub(crate) fn open_names(&self, named: &[NamedAddress]) -> Result<(), Errno> {
-        match self.netfilter()?.request(&plan::open_names(named)) {
+        match self.with_filter(|filter| filter.request(&plan::open_names(named))) {
             // Another plan, with other names, has come meanwhile.
             Err(Errno::NOENT) => Ok(()),
             result => result,
@@ -56,17 +81,21 @@ impl SandboxNetwork<'_> {
 
     /// Where connections wanted to go that were refused in the last while.
     pub(crate) fn denied(&self) -> Result<Vec<(IpAddr, u16)>, Errno> {
-        let filter = self.netfilter()?;
         let mut found = Vec::new();
-        for (key, set) in plan::DENIED {
-            filter.dump(&nft::list_elements(plan::TABLE, set), |body| {
-                nft::read_elements(body, |element| found.extend(plan::read_denied(key, element)));
-            })?;
-        }
+        self.with_filter(|filter| {
+            plan::DENIED.into_iter().try_for_each(|(key, set)| {
+                filter.dump(&nft::list_elements(plan::TABLE, set), |body| {
+                    nft::read_elements(body, |element| found.extend(plan::read_denied(key, element)));
+                })
+            })
+        })?;
         Ok(found)
     }
 
-    fn netfilter(&self) -> Result<Netlink, Errno> {
-        self.open(Netlink::netfilter)
+    fn with_filter<T>(&self, action: impl FnOnce(&Netlink) -> Result<T, Errno>) -> Result<T, Errno> {
+        let filter = self.open(Netlink::netfilter)?;
+        let result = action(&filter);
+        close_later(filter);
+        result
     }
 }

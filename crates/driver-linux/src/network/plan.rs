@@ -35,8 +35,20 @@ const UDP: u8 = libc::IPPROTO_UDP as u8;
 
 /// The plan in full, in place of whatever was in force. `mark`: none that was used before; not 0, which unmarked connections have.
 pub(super) fn install(plan: &NetworkPlan, named: &[NamedAddress], block: &Block, mark: u32) -> Requests {
-    let mut writer = Writer { transaction: Transaction::on(TABLE), block, mark, sets: 0 };
-    writer.transaction.fresh_table(&fingerprint(plan, block));
+    let mut transaction = Transaction::on(TABLE);
+    transaction.fresh_table(&fingerprint(plan, block));
+    write(transaction, plan, named, block, mark)
+}
+
+/// The first plan of a namespace. Nothing is removed, which the kernel would take its time for.
+pub(super) fn install_first(plan: &NetworkPlan, block: &Block, mark: u32) -> Requests {
+    let mut transaction = Transaction::on(TABLE);
+    transaction.table(&fingerprint(plan, block));
+    write(transaction, plan, &[], block, mark)
+}
+
+fn write(transaction: Transaction<'_>, plan: &NetworkPlan, named: &[NamedAddress], block: &Block, mark: u32) -> Requests {
+    let mut writer = Writer { transaction, block, mark, sets: 0 };
     for (key, set) in DENIED {
         writer.transaction.set(set, key, Kept::Learned { most: DENIED_MAX, life: DENIED_LIFE });
     }

@@ -26,7 +26,7 @@ pub(crate) struct Workshop {
 impl Workshop {
     /// Must be called in the host's network namespace.
     pub(crate) fn open(order: NetworkOrder) -> Result<Self, Errno> {
-        let plan = plan::install(&order.plan, &[], &order.block, FIRST_MARK);
+        let plan = plan::install_first(&order.plan, &order.block, FIRST_MARK);
         Ok(Self { order, plan, host: Netlink::route()?, last: 1 })
     }
 

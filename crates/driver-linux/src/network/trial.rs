@@ -23,7 +23,7 @@ pub(crate) fn trial() -> Result<(), HostError> {
         let mut requests = Requests::default();
         link::add_pair(&mut requests, "sbk-trial", std::os::fd::AsFd::as_fd(&here));
         Netlink::route().and_then(|netlink| netlink.request(&requests)).at("make a pair of interfaces (veth)")?;
-        let rules = plan::install(&NetworkPlan::closed(), &[], &Block::new(0), 1);
+        let rules = plan::install_first(&NetworkPlan::closed(), &Block::new(0), 1);
         Netlink::netfilter().and_then(|filter| filter.request(&rules)).at("make packet filter rules (nf_tables)")
     });
     tried.join().unwrap_or(Err(HostError { step: "try it", errno: Errno::IO }))

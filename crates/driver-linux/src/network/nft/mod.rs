@@ -130,7 +130,8 @@ impl<'a> Transaction<'a> {
         self.table(note);
     }
 
-    fn table(&mut self, note: &[u8]) {
+    /// Makes the table where there is none.
+    pub(super) fn table(&mut self, note: &[u8]) {
         const NAME: u16 = 1;
         let table = self.table;
         self.add(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, |a| {
