@@ -43,6 +43,9 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         blocking("destroy the sandbox", move || {
+            if let Some(live) = &live {
+                live.filter.close();
+            }
             let kept =
                 live.filter(|live| live.is_complete()).is_some_and(|live| shared.cgroup_stock.keep(&cgroups, &live.limits));
             if !kept {

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::cgroup::SandboxCgroups;
 use crate::manifest::Manifest;
+use crate::network::FilterSocket;
 use crate::sys;
 
 /// Everything about one living sandbox.
@@ -27,6 +28,7 @@ pub(super) struct Live {
     pub(super) layers: Vec<String>,
     /// Number of its addresses in the server's block, if it has any.
     pub(super) network: Option<u16>,
+    pub(super) filter: FilterSocket,
     frozen: AtomicBool,
     /// Its agent has answered, so its cgroups have all their limits. Never set for what an earlier server made.
     complete: AtomicBool,
@@ -51,6 +53,7 @@ impl Live {
             limits: manifest.limits,
             layers: manifest.layers.clone(),
             network: manifest.network,
+            filter: FilterSocket::default(),
             frozen: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             ending: AtomicBool::new(false),

@@ -113,9 +113,11 @@ impl Shared {
     /// The host's side, the number of its addresses, and its own side.
     fn network_of<'a>(&'a self, live: &'a Live) -> Result<(&'a HostNetwork, u16, SandboxNetwork<'a>), DriverError> {
         match (&self.host_network, live.network, &self.network_home) {
-            (Some(host), Some(number), Some(home)) => {
-                Ok((host, number, SandboxNetwork { process: live.pidfd.get_ref().as_fd(), home: home.as_fd() }))
-            }
+            (Some(host), Some(number), Some(home)) => Ok((
+                host,
+                number,
+                SandboxNetwork { process: live.pidfd.get_ref().as_fd(), home: home.as_fd(), filter: &live.filter },
+            )),
             _ => Err(no_network()),
         }
     }

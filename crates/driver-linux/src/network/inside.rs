@@ -2,8 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::OnceLock;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
@@ -14,22 +13,19 @@ use super::netlink::Netlink;
 use super::{Block, nft, plan, sockets};
 use crate::sys;
 
-/// Sockets that wait to be closed; more of them are closed where they are.
-const CLOSING_MAX: usize = 256;
+/// A socket to a sandbox's packet filter, once it was needed. It is kept: the kernel has closing one wait until what was removed before is
+/// gone for good, some ten milliseconds, and has whoever changes the rules next wait with it. One thread at a time speaks through it.
+#[derive(Debug, Default)]
+pub(crate) struct FilterSocket(Mutex<Option<Netlink>>);
 
-/// Closes a socket to the packet filter in a thread of its own: the kernel has closing wait until what was removed in the namespace is
-/// gone for good, which takes it some ten milliseconds.
-fn close_later(socket: Netlink) {
-    static CLOSER: OnceLock<Option<SyncSender<Netlink>>> = OnceLock::new();
-    let closer = CLOSER.get_or_init(|| {
-        let (sender, closing) = sync_channel::<Netlink>(CLOSING_MAX);
-        let thread =
-            std::thread::Builder::new().name("netlink-close".to_owned()).spawn(move || closing.into_iter().for_each(drop));
-        thread.ok().map(|_| sender)
-    });
-    if let Some(closer) = closer {
-        // What comes back is dropped here.
-        let _ = closer.try_send(socket);
+impl FilterSocket {
+    /// Closes it: it keeps the namespace there.
+    pub(crate) fn close(&self) {
+        drop(self.lock().take());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Netlink>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -39,6 +35,7 @@ pub(crate) struct SandboxNetwork<'a> {
     pub(crate) process: BorrowedFd<'a>,
     /// The server's own network namespace.
     pub(crate) home: BorrowedFd<'a>,
+    pub(crate) filter: &'a FilterSocket,
 }
 
 impl SandboxNetwork<'_> {
@@ -93,9 +90,16 @@ impl SandboxNetwork<'_> {
     }
 
     fn with_filter<T>(&self, action: impl FnOnce(&Netlink) -> Result<T, Errno>) -> Result<T, Errno> {
-        let filter = self.open(Netlink::netfilter)?;
-        let result = action(&filter);
-        close_later(filter);
+        let mut kept = self.filter.lock();
+        let filter = match kept.take() {
+            Some(filter) => filter,
+            None => self.open(Netlink::netfilter)?,
+        };
+        let result = action(kept.insert(filter));
+        if result.is_err() {
+            // Answers may be left in it.
+            *kept = None;
+        }
         result
     }
 }

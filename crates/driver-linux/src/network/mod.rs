@@ -25,7 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use host::HostNetwork;
-pub(crate) use inside::SandboxNetwork;
+pub(crate) use inside::{FilterSocket, SandboxNetwork};
 pub(crate) use prepare::Workshop;
 pub(crate) use trial::{ForeignDrop, foreign_drops, trial};
 
