@@ -85,19 +85,15 @@ async fn sockets(services: &NetworkServices) -> Result<EgressSockets> {
     for address in &services.resolvers {
         let udp = UdpSocket::bind(address).await.map_err(|error| failed("name queries", address, &error))?;
         sockets.dns_udp.push(udp);
-        sockets.dns_tcp.push(listen(address).await.map_err(|error| failed("name queries", address, &error))?);
+        sockets.dns_tcp.push(TcpListener::bind(address).await.map_err(|error| failed("name queries", address, &error))?);
     }
     for (addresses, proxies, port) in [(&services.http, &mut sockets.http, 80), (&services.tls, &mut sockets.tls, 443)] {
         for address in addresses {
-            let listener = listen(address).await.map_err(|error| failed("connections", address, &error))?;
+            let listener = TcpListener::bind(address).await.map_err(|error| failed("connections", address, &error))?;
             proxies.push(ProxySocket { listener, port });
         }
     }
     Ok(sockets)
-}
-
-async fn listen(address: &SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }
 
 struct Sandboxes {
